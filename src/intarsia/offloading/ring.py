@@ -131,11 +131,7 @@ class Ring:
     """
 
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
-        """Allocate memory for K blocks, free the blocks' own, and start the reading thread.
-
-        model_blocks: of equal shapes; folder: with a file for each block; slots: K, number of
-        places; read: copies a block's file into tensors.
-        """
+        """Allocate memory for K blocks, free the blocks' own, and start the reading thread."""
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()
         self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]

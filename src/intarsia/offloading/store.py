@@ -52,10 +52,7 @@ class Checkpoint:
     """Weights of a folder of save_pretrained, read one tensor or slice at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files of a saved model, without reading weights.
-
-        folder: with config.json and *.safetensors. Raises: CheckpointError if they cannot be read.
-        """
+        """Open the files of a saved model, without reading weights."""
         self.folder = folder
         want = "a model's folder, of save_pretrained"
         fix = "Give the folder that holds config.json and *.safetensors."
@@ -286,12 +283,6 @@ class ExpertStore:
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
-        """Open a folder of packed experts.
-
-        folder: written by `pack_experts`; check: compare the SHA-256 of each expert when it is
-        "first" read, "always" or "never".
-        Raises: CheckpointError for another folder.
-        """
         self.folder, self.check = repaired(folder), check
         try:
             path = self.folder / INDEX

@@ -42,12 +42,7 @@ class Attached(WholeModel):
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Index the experts' parameters of this process, by identity and by path.
-
-        parts: path of a layer of experts here -> its experts that this process keeps;
-          group: the processes, None = all; wholes: the same path -> the layer's path in a model of
-          a single process, where it is another.
-        """
+        """Index the experts' parameters of this process, by identity and by path."""
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
         self.of: dict[int, tuple[OwnExperts, str]] = {}  # id of a parameter -> its part and name
@@ -102,10 +97,7 @@ class Attached(WholeModel):
         return by_path
 
     def _own_rows(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
-        """Cut this process's rows out of a weight of all experts.
-
-        value: (E, ...), a tensor or in a file.
-        """
+        """Cut this process's rows out of a weight (E, ...) of all experts."""
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))

@@ -147,10 +147,7 @@ class Swap:
         return received.reshape(-1, *size)
 
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks with some processes, one for each, in one step.
-
-        blocks: (members, m, ...), by receiver.
-        """
+        """Exchange blocks (members, m, ...), by receiver, with some processes in one step."""
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 

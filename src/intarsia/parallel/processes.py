@@ -34,10 +34,6 @@ class Processes:
     """
 
     def __init__(self, count: int, seconds: float = 600.0) -> None:
-        """Store the settings; processes start with the first job.
-
-        count: number of processes; seconds: the longest time that a job may take.
-        """
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds
         self._started: list[tuple[Any, Connection]] = []

@@ -117,12 +117,9 @@ def _move_rows(
     meter: Meter | None,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Send rows to their next device; return the rows that are here then, and their numbers.
-
-    x: (n, d), the rows that are here now; numbers: (n,), which of the N rows of the trace they are;
-    came, goes: (N,), the device of each row of the trace before and after the exchange.
-    """
+    """Send rows (n, d) to their next device; return the rows that are here then, by number."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
+    # came, goes: (N,), the device of each row of the trace before and after
     target = goes[numbers]
     # Rows are sent in the order of receivers; the stable sort keeps them in ascending order of
     # their numbers within a message.

@@ -243,11 +243,7 @@ class TutelExperts(OwnExperts):
     """E experts; this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
-        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
-
-        experts: all of the layer; settings: degree, chunks and exchange; wire: the layer's
-          exchanges (processes, byte counter); topology: devices and links.
-        """
+        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units."""
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
@@ -312,11 +308,7 @@ class TutelExperts(OwnExperts):
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
-        """Send rows to the devices that compute them, and add up the outputs that come back.
-
-        rows: (E, C', d), the C' rows that this process has for each of E experts, a chunk of all;
-        weights: those that this process computes with. -> (E, C', out).
-        """
+        """Send a chunk of rows (E, C', d) to their devices, and add up the outputs that return."""
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
         group = self.slices // degree  # devices that share a table's rows

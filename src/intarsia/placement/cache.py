@@ -101,11 +101,6 @@ class Cache:
     """
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        """Begin with all slots free.
-
-        slots: number of experts that fit; policy: chooses the expert that is evicted.
-        Raises: ConfigError for fewer than two slots.
-        """
         at_least("slots", slots, 2, "One is computed while another comes in: give 2 or more.")
         self.slots, self.policy = slots, policy
         self.at: dict[Key, int] = {}
@@ -192,10 +187,7 @@ class Cache:
         self.pinned[key] = self.pinned.get(key, 0) + 1
 
     def _evict(self) -> Key:
-        """Evict the expert that the policy chooses among those not in use, and return its key.
-
-        The key is (layer, expert).
-        """
+        """Evict the expert, (layer, expert), that the policy chooses among those not in use."""
         loose = [key for key in self.at if key not in self.pinned]
         if not loose:
             got, fix = f"{len(self.pinned)} experts in use at once", "Give more slots."

@@ -252,10 +252,8 @@ def chain(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
 
 
 def _count_rows(source: Tensor, target: Tensor, devices: int) -> Tensor:
-    """Count how many rows go from each device to each, (D, D) int64.
-
-    source, target: (M,), the device of each row before and after; devices: D.
-    """
+    """Count how many rows go from each device to each, (D, D) int64."""
+    # source, target: (M,), the device of each row before and after
     return torch.bincount(source * devices + target, minlength=devices**2).view(devices, devices)
 
 

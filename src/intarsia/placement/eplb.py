@@ -68,10 +68,8 @@ class Eplb:
         return Placement(owner, holds)
 
     def _fill_layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
-        """Fill the places of one layer; return (expert, device, True for its first copy) for each.
-
-        load: (E,), tokens of each expert; node: (D,), the node of each device; nodes: their number.
-        """
+        """Fill the places of one layer: (expert, device, True for its first copy) for each."""
+        # load: (E,), tokens of each expert; node: (D,), the node of each device
         size = len(load) // self.groups
         of_group = load.view(self.groups, size).sum(1)
         # step 1: groups of experts to nodes, by load

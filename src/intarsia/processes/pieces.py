@@ -107,10 +107,6 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
-        """Read the manifests and check that all files and experts are there.
-
-        Raises: CheckpointError for a file that is missing or short, or experts that no file has.
-        """
         self.folder = folder
         try:
             files = [(str(manifest["file"]), int(manifest["bytes"])) for manifest in manifests]

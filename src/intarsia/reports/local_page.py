@@ -36,10 +36,6 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
-        """Open a port of this machine for the page; `run` then answers.
-
-        Raises: ConfigError for a port that is not free.
-        """
         # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:

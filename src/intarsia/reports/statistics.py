@@ -174,10 +174,8 @@ def paired_interval(
 
 
 def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Return the variance of the mean over seeds in two parts: between seeds, and from the items.
-
-    x: (seeds, items), each item's share in the deviation of a seed's mean; means: (seeds,).
-    """
+    """Return the variance of the mean over seeds in two parts: between seeds, from the items."""
+    # x: (seeds, items), each item's share in the deviation of a seed's mean
     seeds, items = x.shape
     squares = float((x**2).sum())
     # Bessel's correction for the items' own mean
@@ -191,11 +189,8 @@ def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
 
 
 def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
-    """Return True if fewer than six items deviate from the most common difference.
-
-    Such a sample shows no spread. gaps: (n,), differences of all items and seeds; place: (n,), for
-    each difference the number of its item.
-    """
+    """Return True if fewer than six items deviate from the most common difference: no spread."""
+    # gaps: (n,), differences of all items and seeds; place: (n,), the number of each one's item
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
@@ -334,11 +329,8 @@ def critical_difference(methods: int, tasks: int) -> float:
 
 
 def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...]:
-    """Return the largest groups of methods with mean ranks that differ by at most `critical`.
-
-    ordered: (methods,) mean ranks, ascending.
-    Returns (first, last) index of each group of two or more.
-    """
+    """Return the first and last of the largest groups with mean ranks within `critical`."""
+    # ordered: (methods,) mean ranks, ascending
     spans = [
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)

@@ -324,10 +324,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
 
 
 def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace an adapter's stored options by those that the caller gave; return its settings.
-
-    The seed may have decided some of the stored options, so that runs of one call would differ.
-    """
+    """Replace an adapter's stored options by those that the caller gave; return its settings."""
     options_given = run.given.get("method")
     if (
         "options" not in adapter
@@ -335,6 +332,7 @@ def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping
         or "method" not in options_given
     ):
         return adapter
+    # the seed may have decided some stored options: runs of one call would differ
     options = {k: v for k, v in options_given.items() if k != "method"}
     return {**adapter, "method": options_given["method"], "options": options}
 

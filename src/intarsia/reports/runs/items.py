@@ -48,12 +48,9 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Return what each picture contributes to the scores: score's name -> values of n pictures.
-
-    logits: (n, classes); labels: (n,). "accuracy": True for a right answer; "balanced_accuracy":
-    the same, weighted by 1 / the size of the picture's class; "loss": cross-entropy in nats.
-    """
-    # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
+    """Return what each of n pictures contributes to the scores, by the score's name."""
+    # logits: (n, classes); labels: (n,). Balanced accuracy weighs a picture by 1 / the size of its
+    # class; loss is -log softmax, in nats
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
     loss = np.logaddexp.reduce(logits, axis=1) - logits[order, labels]
