@@ -105,10 +105,7 @@ class RateSearch:
 
 @dataclass(frozen=True)
 class _Trials:
-    """The trials of a search.
-
-    bases: the experiment of each method, but for its rate and seed.  out: where trials work.
-    """
+    """Trials of a search; bases: the experiment of each method, but for its rate and seed."""
 
     bases: Mapping[str, Experiment]
     out: Path

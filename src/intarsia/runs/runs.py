@@ -294,11 +294,9 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 
 
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
-    """Return n, precision and recall of each label by name, for pictures with several labels.
-
-    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
-    """
+    """Return n, precision and recall of each label by name, for pictures with several labels."""
     rows: dict[str, dict[str, float]] = {}
+    # (pictures, labels); a logit above 0 predicts its label
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
     for label, name in enumerate(images.classes):
         mine, guessed = truth[:, label], guess[:, label]

@@ -150,10 +150,7 @@ class FreshProcess(OwnProcess):
 
 
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
-    """Do the work that comes through a pipe until it closes, as the main loop of a worker process.
-
-    pipe: brings (work, inputs) and takes back (True, result) or (False, error).
-    """
+    """Do the work that comes through a pipe until it closes: the main loop of a worker."""
     os.environ.clear()
     os.environ.update(environment)
     parent = multiprocessing.parent_process()
@@ -169,6 +166,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
     begin(threads)
     while True:
         try:
+            # (work, inputs) come, (True, result) or (False, error) goes back
             work, inputs = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return

@@ -62,11 +62,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     _supports_sdpa = True
 
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
-        """Build the decoder with its connectors from a config, or wrap an existing one.
-
-        config: settings of the decoder and the changes made to it; decoder: None = build a new one;
-        its weights are loaded afterwards.
-        """
+        """Build the decoder with its connectors from a config, or wrap an existing one."""
         super().__init__(config)
         # transformers may build on the meta device, but connectors draw their weights
         with torch.device("cpu"):

@@ -178,11 +178,6 @@ class PlainConnector(Connector):
         grid: bool,
         generator: torch.Generator,
     ) -> None:
-        """Build the projector, and the resampler for by="queries".
-
-        vectors: number of those that the language model reads.
-        Raises: ConfigError where means of neighbours cannot make `vectors`.
-        """
         super().__init__(width, outputs)
         self.vectors, self.grid = vectors, grid
         if by == "mlp":

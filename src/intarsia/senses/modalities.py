@@ -208,12 +208,7 @@ class Sees:
     """
 
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Replace token ids by embeddings, with the vectors of pictures and sounds at their marks.
-
-        host: the decoder; args, kwargs: arguments of its forward, from which features of pictures
-        and sounds are removed.
-        Returns the new (args, kwargs).
-        """
+        """Replace token ids by embeddings, and marks by the vectors of pictures and sounds."""
         if args:  # positional arguments by their names in the model's forward
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
@@ -297,11 +292,8 @@ def _vectors(
     mask: Tensor,
     inputs: Mapping[str, Tensor],
 ) -> Vectors:
-    """Compute the vectors of one modality in a batch, and check that there is one for each mark.
-
-    ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T, d); mask: (B, T), 0 =
-    padding.
-    """
+    """Compute the vectors of one modality in a batch, and check that there is one for each mark."""
+    # ids, mask: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T, d)
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."
         want = f"marks of {', '.join(connectors)} alone"

@@ -195,10 +195,6 @@ class TiledView(Connector):
     def __init__(
         self, settings: Slime, width: int, outputs: int, generator: torch.Generator
     ) -> None:
-        """Build the modules: projector, two resamplers, gate and separator.
-
-        settings: the `Slime`; generator: the source of first weights and of the gate's noise.
-        """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"
         self.projector = Projector(width, outputs, generator=generator)
@@ -312,10 +308,7 @@ class TiledView(Connector):
         return Vectors(torch.cat(rows), lengths, torch.cat(masks))
 
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
-        """Return the mask of a picture's local vectors that are read, (n,) bool.
-
-        local: (n, d), vectors of the tiles.
-        """
+        """Return the mask of a picture's local vectors (of its tiles) to read: (n,) bool."""
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
             s = self.scores(local, embeds, torch.zeros(1, dtype=torch.bool, device=local.device))
@@ -325,10 +318,8 @@ class TiledView(Connector):
         return select_largest(s.detach(), self.settings.top_p, capacity)
 
     def _hide(self, is_read: Tensor, selected: Tensor) -> None:
-        """Clear, in `is_read`, the vectors of a picture that the language model must not read.
-
-        is_read: (vectors,) bool, in the order global view, separator, tiles; changed in place.
-        """
+        """Clear, in `is_read`, the vectors of a picture that the language model must not read."""
+        # in the order global view, separator, tiles
         overview = self.settings.whole
         if self.budget is None:
             is_read[overview + 1 :] = selected

@@ -171,12 +171,10 @@ class AnswerText:
 
 
 class _AnswerParser:
-    """Parser of text into content, thoughts and calls of tools, by rules that come with the model.
-
-    Text that does not fit the rules, such as a call that is no JSON, is content.
-    """
+    """Parser of text into content, thoughts and calls of tools, by the model's own rules."""
 
     def __init__(self, tokenizer: Any, model: Any, ids: list[int], tools: list[Any] | None) -> None:
+        # text that does not fit the rules, such as a call that is no JSON, is content
         self.parser = build_response_parser(tokenizer, model, ids, tools=tools)
 
     @property

@@ -155,11 +155,7 @@ class Generation:
 
 
 class _Streamer:
-    """Receiver of the tokens of transformers' `generate`.
-
-    It gets the prompt first, then each new token, which it passes to `send`; logits: has recorded
-    their log-probabilities.
-    """
+    """Receiver of the tokens of transformers' `generate`: the prompt first, then each new token."""
 
     def __init__(self, logits: RequestLogits, send: Callable[[NewToken], None]) -> None:
         self.logits, self.send, self.prompt = logits, send, True

@@ -68,10 +68,7 @@ class Write(Protocol):
         parts: WholeModel | None = None,
         /,
     ) -> object:
-        """Write the trained model and the record of its run into a folder.
-
-        parts: given if the experts are on several processes; then all of them call this.
-        """
+        """Write the trained model and its run's record; parts: of experts on several processes."""
 
 
 class Log:

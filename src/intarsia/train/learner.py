@@ -48,11 +48,7 @@ class Learner:
         accelerator: Accelerator,
         task: Task,
     ) -> None:
-        """Build the optimiser and what else a step needs: masks, weight average, loss scale.
-
-        forward: the model as it is called in training, such as its compiled or distributed wrapper;
-        objective: computes a batch's loss from the task's.
-        """
+        """Build the optimiser and what else a step needs: masks, weight average, loss scale."""
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
         # masks come first: the optimiser may then hold only the unmasked entries of weights
@@ -188,10 +184,7 @@ class Learner:
             return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
-        """Compute the loss of one part of a batch and add its gradients; returns the values to log.
-
-        batch: (inputs, target).
-        """
+        """Compute the loss of a part of a batch and add its gradients; return the logged values."""
         device = self.accelerator.device
         self.task.check(batch[1])
         batch = to_device(batch[0], device), batch[1].to(device, non_blocking=True)

@@ -362,10 +362,7 @@ class Loop:
         track(self.ranks, line)
 
     def _stop_and_save(self, since: float) -> tuple[bool, bool]:
-        """Return two flags, the same in every process: stop now, and write a checkpoint now.
-
-        since: seconds since the last checkpoint.
-        """
+        """Return two flags, the same in every process: stop now, and write a checkpoint now."""
         running = self.how
         due = (
             running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0

@@ -122,11 +122,7 @@ class Reader(Dataset[Batch]):
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Return a batch, (inputs, target).
-
-        key: an epoch, and the positions of the samples. Random transforms are seeded by epoch and
-          position, so that a sample does not depend on the worker that reads it.
-        """
+        """Return a batch, (inputs, target), of an epoch and the positions of its samples."""
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them
@@ -135,6 +131,7 @@ class Reader(Dataset[Batch]):
             return tensors if task is None else task.batch(*tensors)
         items = []
         for position in positions:
+            # a sample's random transforms do not depend on the worker that reads it
             with seeded_cpu(mix(self.seed, epoch, position)):
                 items.append(_sample_at(self.dataset, epoch, position))
         if task is None:

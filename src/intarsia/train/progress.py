@@ -60,12 +60,6 @@ class Bar:
         what: str = "training",
         unit: str = "picture",
     ) -> None:
-        """Prepare the progress bar, or lines of a log where stderr is no terminal.
-
-        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s;
-          show: False in processes that print nothing; start: measured start of the run, for the
-          first estimate of its time; what: the text before the bar.
-        """
         console = Console(stderr=True, soft_wrap=True)
         enabled = show and not quiet() and parent_process() is None
         self.drawn = enabled and console.is_terminal
@@ -120,10 +114,7 @@ class Bar:
         )
 
     def _remaining_seconds(self, done: int, seconds: float) -> float | None:
-        """Estimate the remaining seconds, None if not known; announce them once if many.
-
-        done: number of steps done; seconds: since the run's start.
-        """
+        """Estimate the remaining seconds, None if not known; announce them once if many."""
         # of this start of the run only: an earlier one may have had another machine
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
@@ -197,10 +188,7 @@ class Csv(GeneralTracker):
     requires_logging_directory = True
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Open metrics.csv in a folder.
-
-        step: where a run is resumed; later rows of the file are removed.
-        """
+        """Open metrics.csv in a folder; rows after `step`, where a run is resumed, are removed."""
         super().__init__()
         path = folder / "metrics.csv"
         rows: list[list[str]] = []

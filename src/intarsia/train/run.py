@@ -132,11 +132,7 @@ def _write_run(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """Check that validation can choose the best epoch, if that is asked for.
-
-    Returns True if train and val are known to share no sample, None if that is unknown
-    or of no use.
-    """
+    """Check that validation can choose the best epoch, if that is asked for."""
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
@@ -159,6 +155,7 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
         raise DataError(
             subject, got=got, want=want, fix="Take them out of val, or use select='last'."
         )
+    # True: no common sample; None: not known
     return None if shared is None else True
 
 

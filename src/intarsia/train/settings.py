@@ -160,10 +160,7 @@ class Recipe:
             object.__setattr__(self, "select", "val")
 
     def _check_schedule(self, mixes: bool) -> None:
-        """Raise ConfigError if the schedule does not go with the other settings.
-
-        mixes: the task mixes images (mixup, cutmix).
-        """
+        """Raise ConfigError if the schedule does not go with the other settings."""
         # packages import a class when it is asked for: only here, where there is a schedule
         name = type(self.schedule).__name__
         if mixes and isinstance(self.schedule, schedules.ByFit):

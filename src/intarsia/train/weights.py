@@ -43,10 +43,8 @@ def weights_of(
 
 
 def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple[float, ...]:
-    """Return the weight n / (C n_c) of each class c: n labels, C classes, n_c labels of the class.
-
-    labels: (n,) class numbers of the training data, None if not known.
-    """
+    """Return the weight n / (C n_c) of each class c: n labels, C classes, n_c of the class."""
+    # labels: (n,) class numbers of the training data, None if not known
     if labels is None or labels.ndim != 1:
         got, want = "'balanced' for data whose labels cannot be counted", "one label for each image"
         fix = "Give a number for each class, or leave it out."

@@ -66,10 +66,7 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
 
 
 def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
-    """Return samples as float32 and their rate, checked.
-
-    source: samples (T,) or (T, channels), and their rate.
-    """
+    """Return samples (T,) or (T, channels) as float32 and their rate, checked."""
     samples = np.asarray(source[0])
     if samples.size and not np.issubdtype(samples.dtype, np.floating):
         fix = "Divide 16-bit samples by 32768, or give the file's path."

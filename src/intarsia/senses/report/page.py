@@ -160,14 +160,11 @@ def pictures_report(
 def _expert_pictures(
     picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
-    """Yield a small picture for each expert, in which the patches that it processes are bright.
-
-    picture: the whole picture, never None here; number: its index in `patches`; patches: name of a
-      layer with experts -> (pictures, experts, rows, columns) bool, which patches an expert gets.
-    """
+    """Yield a picture for each expert, in which the patches that it processes are bright."""
     # only questions with a picture come here; the check is for the type
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
+    # a layer with experts: (pictures, experts, rows, columns) bool
     for parts in patches.values():
         masks = parts[number]  # (experts, rows, columns)
         grid = (masks.shape[1], masks.shape[2])
@@ -211,10 +208,7 @@ def lit(
 
 
 def _expert_shares(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
-    """Return the share of each expert of the tokens of each kind (modality), by layer.
-
-    loads: tokens (modalities, experts) by router. A modality without a token has None.
-    """
+    """Return the share of each expert of the tokens of each kind (modality), by layer."""
     tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []

@@ -169,10 +169,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _packed_folder(old: Path, new: Path) -> Path:
-    """Convert a folder to "pack-quantized", and return the new one.
-
-    The model is built on the way, since its blocks decide which layers are packed.
-    """
+    """Convert a folder to "pack-quantized", and return the new one."""
     import transformers
 
     with tempfile.TemporaryDirectory() as place:
@@ -184,6 +181,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
             want, fix = "a model of transformers", "Convert it to dense or bitmask."
             raise CheckpointError(str(old / CONFIG), got=named[0], want=want, fix=fix)
+        # built, since its blocks decide which layers are packed
         model = kind.from_pretrained(dense)
         save_sparse(model, new, layout=PACKED)
         for path in dense.iterdir():

@@ -66,11 +66,7 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Open the record of the blocks that were edited so far, or begin one.
-
-        resume: continue with the blocks in `out`.
-        Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
-        """
+        """Open the record of the blocks that were edited so far, or begin one."""
         self.out, self.identity, self.report = out, dict(identity), report
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []

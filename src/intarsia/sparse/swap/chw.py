@@ -99,10 +99,7 @@ def key_of(layer: DenseStep) -> str:
 def _choose_form(
     layer: DenseStep, shape: tuple[int, ...], rows: int | None, source: Coding | None
 ) -> Form:
-    """Choose how the weight of one layer is stored.
-
-    shape: (channels, height, width) of its input.
-    """
+    """Choose how the weight of one layer is stored; shape: (channels, height, width) it reads."""
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
@@ -132,10 +129,7 @@ def _choose_form(
 
 
 def _stored_columns(weight: Tensor, rows: int, inputs: int) -> int:
-    """Count the (block, inputs) pairs with a weight that is not 0, which blocks of rows must store.
-
-    weight: (out, in, ...).
-    """
+    """Count the (block, inputs) pairs with a weight that is not 0, which blocks must store."""
     return len(RowBlocks(rows, inputs).encode(weight)["channels"]) if rows else 0
 
 
@@ -255,10 +249,8 @@ def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
 
 
 def _reshape(graph: fx.GraphModule, result: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
-    """Insert a node that gives a cluster's output the number of axes which its readers expect.
-
-    A pooled vector may be (1, C) or (1, C, 1, 1).
-    """
+    """Insert a node that gives a cluster's output the axes that its readers expect."""
+    # a pooled vector may be (1, C) or (1, C, 1, 1)
     wide, axes = (len(n.meta["shape"]) for n in (node, first))
     if wide == axes:
         return result

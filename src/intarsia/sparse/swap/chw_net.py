@@ -39,11 +39,7 @@ class ChwNet(nn.Module):
     """
 
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
-        """Copy the calls of a traced graph to a list, which `forward` carries out in order.
-
-        graph: trace of the net, in which clusters have replaced layers already; net: the original;
-        its attributes that timm reads are copied.
-        """
+        """Copy the calls of a traced graph to a list, which `forward` carries out in order."""
         super().__init__()
         # results are kept in one list, so that a net needs no graph to run or to be pickled
         numbers = {node: i for i, node in enumerate(graph.graph.nodes)}

@@ -89,11 +89,9 @@ def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield each layer that "wide" changes: its path, its new number of inputs and of outputs.
-
-    Widths grow by density^-1/2, so that a share `density` of the wider weight has as many non-zero
-    weights as the dense one had; in transformers only the hidden units of MLPs grow.
-    """
+    """Yield each layer that "wide" changes: its path, its new number of inputs and of outputs."""
+    # widths grow by density^-1/2: a share `density` of the wider weight has as many weights as
+    # the dense one had; in transformers only the hidden units of MLPs grow
     if of_tokens(host):
         yield from _mlp_widths(host, density)
         return
@@ -278,13 +276,11 @@ def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> 
 
 
 def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by q = 1 / density branches of its shape, each with a norm, which are summed.
-
-    Each branch will be sparse, so that all have together as many weights as the dense layer.
-    """
+    """Replace a layer by q = 1 / density branches of its shape, each with a norm, summed."""
     layer: Any = host.get_submodule(path)
     outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
-    # the weights of the dense layer are dealt out evenly, so that FLOPs stay as they were
+    # each branch will be sparse; together they have as many weights as the dense layer, dealt out
+    # evenly, so that FLOPs stay as they were
     counts = [total // branches + (i < total % branches) for i in range(branches)]
     std = _output_deviation(layer) / math.sqrt(total / branches / outs)
     layers = [_with_outputs(layer, outs, draw, std, bias=True) for _ in range(branches)]

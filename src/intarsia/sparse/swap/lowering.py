@@ -216,10 +216,8 @@ def ungrouped(weight: Tensor, groups: int) -> Tensor:
 
 
 def _step_weight(weight: Tensor, kind: str) -> Tensor:
-    """Reshape a convolution's weight as kernels read it.
-
-    kind: "depthwise" -> (channels, k, k), "linear" -> (out, in), others stay (out, in, k, k).
-    """
+    """Reshape a convolution's weight as kernels read it."""
+    # "depthwise" -> (channels, k, k), "linear" -> (out, in), others stay (out, in, k, k)
     if kind == "depthwise":
         return weight[:, 0].contiguous()
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()

@@ -207,10 +207,8 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 
 
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
-    """Replace one expert by the mean of several, weighted by their tokens, in place.
-
-    load: (E,), tokens of each expert.
-    """
+    """Replace one expert by the mean of several, weighted by their tokens, in place."""
+    # load: (E,), tokens of each expert
     units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
     for e in members:

@@ -304,10 +304,7 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in settings that a router leaves open with the settings of the host's own gates.
-
-    chosen_blocks: (path, block); router: the settings; returned as they are if no block has a gate.
-    """
+    """Fill in settings that a router leaves open with the settings of the host's own gates."""
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -335,10 +332,7 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed depending on later ones.
-
-    chosen_blocks: (path, block).
-    """
+    """Check that no token of a decoder is routed depending on later ones."""
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     # a decoder is known by the flags of its attentions
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
