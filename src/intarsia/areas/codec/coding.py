@@ -71,12 +71,8 @@ class GroupPosteriors:
     def __init__(
         self, prior: Prior, values: Tensor, tiles: Sequence[int], weight: Tensor, seed: int
     ) -> None:
-        """Start the posterior of every latent at the prior; no group of latents is coded yet.
-
-        prior: trained `Prior`; its decoder is copied and frozen; values: (signals, patches,
-          points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
-          a point in the loss; seed: the training samples' seed.
-        """
+        """Start the posterior of every latent at the prior; no group of latents is coded yet."""
+        # values: (signals, patches, points, channels) in [0, 1]
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
         # for each level: the group of each latent, (rows, columns), and the latents of each group

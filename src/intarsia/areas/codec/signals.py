@@ -130,10 +130,7 @@ def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSetti
 
 
 def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Reshape values, with sizes of whole patches, to (patches, points, channels).
-
-    values: (*sizes, channels); tiles: patches along each axis; settings: have the size of a patch.
-    """
+    """Reshape values (*sizes, channels), of whole patches, to (patches, points, channels)."""
     n = len(tiles)
     pairs = [size for pair in zip(tiles, settings.patch, strict=True) for size in pair]
     # Axes: all patch numbers first, then the places within a patch.

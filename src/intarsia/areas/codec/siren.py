@@ -70,14 +70,10 @@ class SignalDecoder(nn.Module):
     def __init__(
         self, settings: RecombinerSettings, *, generator: torch.Generator | None = None
     ) -> None:
-        """Build the shared decoder; without `generator` it draws from torch's global one.
-
-        settings: of the network: its sizes; `positions`, how many channels of the latents a
-          convolution spreads over the patches, 0 = none; `reparametrise`, whether to learn a square
-          map A from latents to the weights of each layer.
-        """
+        """Build the shared decoder; without `generator` it draws from torch's global one."""
         super().__init__()
         self.settings = settings
+        # positions: channels of the latents that a convolution spreads over the patches, 0 = none
         axes, z = DIMENSIONS[settings.kind], settings.positions
         out = max(8, z // 8) if z else 0
         middle = max(16, z // 2)
@@ -145,10 +141,7 @@ class SignalDecoder(nn.Module):
         return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
 
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Compute further inputs of every point by convolutions over the whole signal (3.2).
-
-        tiles: patches along each axis of a signal. -> (rows, points, out).
-        """
+        """Compute further inputs of each point by convolutions over whole signals (3.2)."""
         # convolve whole signals, so that neighbouring patches see each other
         x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)
         for index, (convolution, scale) in enumerate(zip(self.convolutions, UP, strict=True)):

@@ -94,11 +94,6 @@ class FieldVectors(nn.Module):
     def __init__(
         self, fields: Mapping[str, ItemField], width: int, *, generator: torch.Generator
     ) -> None:
-        """Build a table of vectors for each field, and the MLP from these to an item's vector.
-
-        fields: name -> its values for all items; width: length of an item's vector; generator:
-          draws the first weights. Raises: DataError for no field.
-        """
         super().__init__()
         if not fields:
             got, want = "items of which nothing is known", "one field at least"

@@ -212,10 +212,8 @@ class M2TRecModel(Recommender):
         return losses
 
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,).
-
-        x: (B, n), sessions; target: (B,), the next items.
-        """
+        """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,)."""
+        # x: (B, n), sessions; target: (B,), the next items
         with_events = self.chance.nonzero()[:, 0]
         extra = with_events[torch.randint(len(with_events), (SAMPLED,), device=x.device)]
         zero = x.new_zeros(1)
@@ -226,10 +224,7 @@ class M2TRecModel(Recommender):
         return places, torch.log1p(-absent).clamp_min(-30)
 
     def _of_field(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of a head for a field of the next item.
-
-        name: the field's name; logits: (N, codes); target: (N,), numbers of the next items, from 1.
-        """
+        """Compute the loss of a head (N, codes) for a field of the next item."""
         vectors: Any = self.items
         place = next(i for i, c in enumerate(vectors.coding) if c.name == name)
         codes = vectors.codes(place)[target]  # (N, most), -1 = none, 0 = not known
@@ -316,11 +311,7 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, events: Interactions, longest: int, *, all_prefixes: bool) -> None:
-        """List for each sample the first event of its session and the event to predict.
-
-        events: sorted by session and time; longest: most items of a session that are read;
-          all_prefixes: a sample for every prefix of a session, or only for its last item.
-        """
+        """List for each sample the first event of its session and the event to predict."""
         spans = events.sessions(longest=longest + 1).spans
         first, last = np.array(spans, dtype=np.int64).T  # of each session, the end exclusive
         self.items, self.longest = events.items, longest

@@ -174,11 +174,6 @@ class OneRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build vocabulary, encoder of histories and decoder of sessions.
-
-        settings: of the model; events: of the training part; ids: fitted semantic ids, a tuple of L
-          tokens for each item; generator: draws the first weights.
-        """
         super().__init__(settings, events)
         w, codes = settings.width, ids.codes_
         # one vocabulary for all levels: a token is its code plus the offset of its level
@@ -381,12 +376,7 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, events: Interactions, settings: OneRec, *, liked_only: bool) -> None:
-        """List all windows of users: (first event of the history, first event of the session).
-
-        events: sorted by user and time; settings: lengths of history and session; liked_only: only
-          sessions with liked items, as training needs; evaluation takes all.
-        Raises: DataError where no user has enough events.
-        """
+        """List all windows of users: (first event of the history, first of the session)."""
         self.settings = settings
         self.items = torch.from_numpy(events.items) + 1
         rated = not np.isnan(events.ratings).all()

@@ -26,10 +26,6 @@ class Ranker(Recommender):
     """
 
     def __init__(self, settings: Settings, events: Interactions) -> None:
-        """Record which items each user has in the training part; they are not recommended again.
-
-        settings: of the model; events: the training part. Raises: DataError for no event.
-        """
         super().__init__(settings, events)
         if not len(events):
             fix = "Give it the training part."

@@ -128,11 +128,8 @@ def assign_balanced(cost: Array) -> Array:
 
 
 def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
-    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes.
-
-    cost: (N, K), of each row with each centre; least: how many rows each centre gets; extra: how
-      many centres get one more.  -> (N,), the centre of each row.
-    """
+    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes."""
+    # cost: (N, K); each centre gets `least` rows, and `extra` of them one more
     label = np.full(len(cost), -1)
     free = np.full(cost.shape[1], least)
     # the cheapest pairs of row and centre first; a full centre takes one more while `extra` lasts

@@ -19,14 +19,10 @@ class Attention(nn.Module):
     """Attention softmax(q k^T / sqrt(16)) v, heads of width 16.  (B, n, d), (B, m, d) -> (B, n, d).
 
     mask: (B or 1, n, m) bool, True = visible.
+    Raises: ConfigError for a width that heads of 16 do not divide.
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
-        """Build the projections to queries, keys, values and output.
-
-        width: d; dropout: rate on the attention weights. Raises: ConfigError for a width that heads
-          of 16 do not divide.
-        """
         super().__init__()
         if width < HEAD or width % HEAD:
             fix = f"Use {max(1, round(width / HEAD)) * HEAD}."
@@ -69,10 +65,6 @@ class SessionBlock(nn.Module):
     """Block x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, dropout: float) -> None:
-        """Build the attention and the MLP, each behind a norm.
-
-        width: of the states; dropout: rate on attention weights and on both branches.
-        """
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, dropout)
         self.drop = nn.Dropout(dropout)

@@ -182,10 +182,7 @@ class Bm25Lists:
     """
 
     def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
-        """Compute the norms of all documents, with the mean length over all segments.
-
-        parts: stems of each segment; settings: k1 and b.
-        """
+        """Compute the norms of all documents, with the mean length over all segments."""
         self.parts, self.count = parts, sum(part.counts.count for part in parts)
         self._cached = dict[str, QueryStem]()
         words = sum(float(part.lengths.sum()) for part in parts)

@@ -42,11 +42,7 @@ class QueryWeights:
     """
 
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
-        """Check that there is one finite weight of at least 0 for each token.
-
-        tokenizer: the text of a tokenizer.json; weights: (V,), one for each token. Raises:
-          CheckpointError, ConfigError.
-        """
+        """Check that there is one finite weight of at least 0 for each token."""
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
         self._words_apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()

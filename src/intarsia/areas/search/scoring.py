@@ -38,11 +38,7 @@ class Scorer:
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
-        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1.
-
-        segments: parts of the index; queries: weights of query tokens; lexical: settings of BM25,
-          None = learned scores alone.
-        """
+        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1."""
         self.segments, self.queries, self.lexical = segments, queries, lexical
         all_stems = [s.stems for s in segments if s.stems is not None]
         self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(all_stems, lexical)
@@ -175,10 +171,7 @@ class Scorer:
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None
     ) -> list[tuple[Postings, Query]]:
-        """Return posting lists with query weights that sum to the learned score of a segment.
-
-        query: (token, weight) pairs, heaviest first.
-        """
+        """Return posting lists with query weights that sum to a segment's learned score."""
         lists = segment.postings
         if two_phase is None or not query:
             return [(lists, query)]
@@ -208,10 +201,7 @@ def frequencies(segments: Sequence[Segment], size: int) -> Array:
 
 
 def _without_deleted(segment: Segment, scores: Array) -> Array:
-    """Set the scores of a segment's deleted documents to 0, in place, and return the scores.
-
-    segment: knows which are deleted; scores: (..., documents).
-    """
+    """Set a segment's scores (..., documents) of deleted documents to 0, in place."""
     if segment.deleted:
         scores[..., list(segment.deleted)] = 0
     return scores

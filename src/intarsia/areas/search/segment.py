@@ -160,14 +160,14 @@ def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class PackedTexts(Sequence[str]):
-    """Texts that stay bytes, possibly mapped from a file, until each is read."""
+    """Texts that stay bytes, possibly mapped from a file, until each is read.
+
+    raw: (bytes,) uint8, all texts in UTF-8; ends: (texts,) int64, where each ends.
+    Raises: ValueError for bytes that are no texts, or ends that do not fit.
+    """
 
     def __init__(self, raw: np.ndarray, ends: np.ndarray) -> None:
-        """Check the texts.
-
-        raw: (bytes,) uint8, all texts in UTF-8; ends: (texts,) int64, where each ends. Raises:
-          ValueError for bytes that are no texts, or ends that do not fit.
-        """
+        """Check that the texts are UTF-8, and that their ends fit."""
         starts = np.concatenate([np.zeros(1, np.int64), ends])
         if (np.diff(starts) < 0).any() or starts[-1] != len(raw):
             raise ValueError("texts whose lengths do not fit")

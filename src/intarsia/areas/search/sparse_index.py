@@ -74,6 +74,7 @@ class SparseIndex:
     index without documents; model, digest: name and digest of the model that encodes documents;
     stored: type of weights on disk, "float16", "float32" or "uint8" (a scale for each token);
     lexical: BM25 next to the learned vectors, None = without: no stems are stored.
+    Raises: DataError for an id that occurs twice.
     """
 
     def __init__(
@@ -85,13 +86,7 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
-        """Build an index of documents that are ranked by BM25 alone, or start one of a model.
-
-        docs: texts, (id, text) pairs or records; or weights of query tokens; model, digest: name
-          and digest of the model that encodes documents; stored: type of the weights on disk,
-          "float16", "float32" or "uint8"; lexical: settings of BM25, None = without.
-        Raises: DataError for an id that occurs twice.
-        """
+        """Build an index of documents that are ranked by BM25 alone, or start one of a model."""
         reader = StemsAlone()
         queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
         if queries is reader.queries:
@@ -392,10 +387,7 @@ class SparseIndex:
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, best_of: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
-        """Return the k best hits of all segments.
-
-        found: numbers and scores of each segment's best; k: how many.
-        """
+        """Return the k best hits of all segments."""
         hits = list[Hit]()
         for segment, (numbers, scores) in zip(self.segments, best_of, strict=True):
             for number, score in zip(map(int, numbers), scores.tolist(), strict=True):

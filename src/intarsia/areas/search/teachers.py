@@ -32,11 +32,6 @@ class Bm25:
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = BM25.k1, b: float = BM25.b) -> None:
-        """Index the texts of a collection.
-
-        texts: by number; k1: how soon repeated words stop counting; b: correction for length, 0 to
-          1.
-        """
         tokens = stems(texts, BM25.language, numbered=True)
         import bm25s
 
@@ -70,11 +65,7 @@ class DenseTeacher:
     """
 
     def __init__(self, texts: Sequence[str], name: str, *, report: Report = announce) -> None:
-        """Load the sentence encoder; no text is encoded yet.
-
-        texts: the collection, by number; name: of a packaged encoder, or a folder; report: called
-          with the progress of a download. Raises: AssetError.
-        """
+        """Load the sentence encoder; no text is encoded yet."""
         folder = packaged_folder(SENTENCE_ENCODERS, name, report) or name
         library = sentence_transformers()
         try:
