@@ -47,7 +47,6 @@ class _MethodCall(nn.Module):
     """A method of a cell as the forward of a module, for functional_call."""
 
     def __init__(self, body: Cell, method: str) -> None:
-        """Remember the cell and the name of its method that `forward` calls."""
         super().__init__()
         self.body, self.method = body, method
 

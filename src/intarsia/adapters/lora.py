@@ -40,7 +40,6 @@ class Lora(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 

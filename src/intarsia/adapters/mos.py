@@ -71,7 +71,6 @@ class Mos(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings, and against each other.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         rank = PUBLISHED if self.rank is None else self.rank

@@ -44,7 +44,6 @@ class Sparse(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check density and entries; turn lists, as JSON has them, into tuples."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))

@@ -36,7 +36,6 @@ class Ssf(Method):
     position = "sequential"
 
     def __post_init__(self) -> None:
-        """Check std; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 

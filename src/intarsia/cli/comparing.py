@@ -120,7 +120,6 @@ def compare(
 
 
 def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
-    """Run the comparison and show it."""
     data, baseline = request["data"], request["baseline"]
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
@@ -196,7 +195,6 @@ def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _check_settings(names: Sequence[str], settings: Sequence[str]) -> None:
-    """Refuse METHOD.name=value settings of other methods, or that their method does not have."""
     for text in settings:
         method, dot, setting = text.partition(".")
         if not dot or "=" in method:  # refused where the settings are parted by method
@@ -289,7 +287,6 @@ def show_comparison(
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
-    """Write a report as a page, and print its result."""
     from ..reports.terminal import summary
     from ..reports.writing import write
 

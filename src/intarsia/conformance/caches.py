@@ -34,7 +34,6 @@ def asked(seed: int = 0) -> list[list[Key]]:
 
 
 def _policy(card: Card) -> Policy:
-    """Build the policy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     return config.build(LAYERS, EXPERTS)
 

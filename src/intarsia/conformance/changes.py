@@ -275,7 +275,6 @@ def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> N
 
 
 def _hooks(module: nn.Module) -> int:
-    """Count the forward hooks of a module."""
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 

@@ -184,7 +184,6 @@ def refuses_another_shape(card: Card) -> None:
 
 
 def _weights() -> list[Tensor]:
-    """Return a weight of each of SHAPES."""
     return [weight(shape) for shape in SHAPES]
 
 

@@ -15,7 +15,6 @@ from .verdict import Law, laws_of, require
 
 
 def _dense() -> nn.Module:
-    """Return the dense net that the laws use."""
     return net(sparse=False)
 
 

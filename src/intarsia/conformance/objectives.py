@@ -38,7 +38,6 @@ class SideBySide(nn.Module):
     """Tokens through blocks that stand side by side, so that their order means nothing."""
 
     def __init__(self) -> None:
-        """Build an embedding, three parallel blocks and a head, with random weights."""
         super().__init__()
         self.embed, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
         self.blocks = nn.ModuleList(DropoutBlock() for _ in range(3))

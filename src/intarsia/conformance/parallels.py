@@ -33,7 +33,6 @@ def processes() -> Processes:
 
 
 def _strategy(card: Card) -> Strategy:
-    """Return the strategy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
     # a protocol: any class with these methods will do

@@ -37,7 +37,6 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
 
 
 def _choose(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Let a method select weights by their scores; return the partition."""
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 

@@ -33,7 +33,6 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place experts on devices by the search that a card stands for."""
     config: Any = tiny(card)
     return config.place(trace, links)
 

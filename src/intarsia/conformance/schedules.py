@@ -73,7 +73,6 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 def _applied(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Apply a schedule's calls to a model; return it."""
     module = model() if start is None else start
     for call in calls:
         call(module)
@@ -92,7 +91,6 @@ def _differ(first: nn.Module, second: nn.Module) -> list[str]:
 
 
 def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> None:
-    """Require that two models have the same state.  name, fix: text of an error."""
     differ = _differ(first, second)
     require(not differ, f"{name} that differ in {differ}", "the same", fix)
 

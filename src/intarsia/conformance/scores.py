@@ -42,7 +42,6 @@ def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
 
 
 def _statistics_of(x: Tensor) -> Statistics:
-    """Return all statistics of these inputs."""
     return Statistics.of(x, hessian=True)
 
 

@@ -80,7 +80,6 @@ class MaskedRun:
 
 
 def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that differ."""
     return [n for n in first if not torch.equal(first[n], second[n])]
 
 

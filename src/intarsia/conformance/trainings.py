@@ -57,7 +57,6 @@ def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
 
 
 def _count(masks: Kept) -> int:
-    """Count the weights that masks keep."""
     return sum(int(k.sum()) for k in masks.values())
 
 

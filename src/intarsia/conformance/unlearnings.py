@@ -64,7 +64,6 @@ def _loss(model: Any) -> float:
 
 
 def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
-    """Count the numbers of a model that changed."""
     return sum(int((t != before[n]).sum()) for n, t in model.state_dict().items())
 
 

@@ -72,7 +72,6 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 
 
 def _run_law(card: Card, law: Law) -> None:
-    """Test a method by one law."""
     try:
         law(card)
     except Broken as broken:
@@ -104,7 +103,6 @@ def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
 
 
 def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
-    """Return the ConformanceError of a broken law."""
     name = f"{card.kind} {card.key!r}: {law}"
     return ConformanceError(name, got=broken.got, want=broken.want, fix=broken.fix)
 

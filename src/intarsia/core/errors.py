@@ -117,7 +117,6 @@ class MissingExtra(IntarsiaError, ImportError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        """Build the error of a package that is not installed."""
         super().__init__(
             f"optional dependency {package!r}",
             got="not installed",

@@ -160,7 +160,6 @@ def _mode(folder: Path) -> int:
 
 
 def _scratch_folders(target: Path) -> list[Path]:
-    """Return the scratch folders of a target."""
     pattern = f".{glob.escape(target.name)}{SCRATCH}????????"
     return [path for path in target.parent.glob(pattern) if path.is_dir()]
 
@@ -255,7 +254,6 @@ def _first_and_last_bytes(path: Path) -> bytes:
 
 
 def _check_replaced(old: Path, new: Path, refuse_loss: bool) -> None:
-    """Check that a new file or folder may replace an old one."""
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)

@@ -248,7 +248,6 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 
 def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
-    """Build the settings of a method from a dict."""
     if KEY not in settings:
         want = f"a {KEY!r} among them"
         fix = f"Add one of {list(allowed)}."

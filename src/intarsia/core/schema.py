@@ -106,7 +106,6 @@ class Setting:
             self.test(value)
 
     def _check_choice(self, name: str, item: Any, choices: Sequence[Any]) -> None:
-        """Refuse a word, or a number, that is none of the choices."""
         if isinstance(item, str):
             # an objective or a schedule has settings of its own: two_pass:add=1
             item = item.partition(":")[0].partition("+")[0] if self.suffix else item

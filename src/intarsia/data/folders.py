@@ -57,7 +57,6 @@ def check_same_classes(sets: dict[str, ImageSet]) -> None:
 
 
 def _checked_directory(root: Path) -> Path:
-    """Return the path if it is a folder.  Raises: DataError."""
     if root.is_dir():
         return root
     got = "a file" if root.exists() else "nothing there"

@@ -47,7 +47,6 @@ def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[st
 
 
 def _cached_repository(root: str, name: str) -> Path:
-    """Return the folder of a repository in the cache."""
     return Path(root, f"models--{name.replace('/', '--')}")
 
 

@@ -146,7 +146,6 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
 
 
 def _picture_at(images: Sequence[Picture], positions: np.ndarray, index: int) -> Picture:
-    """Return the picture at a position of a selection."""
     return images[int(positions[index])]
 
 

@@ -235,7 +235,6 @@ def seconds_of(gap: str | float) -> float:
 
 
 def _position_of(kind: str, name: object, ids: Sequence[str]) -> int:
-    """Return the position of an id in a list of ids."""
     try:
         return ids.index(str(name))
     except ValueError:

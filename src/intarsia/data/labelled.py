@@ -287,7 +287,6 @@ def _numbers(table: Table, names: Sequence[str], path: Path) -> np.ndarray:
 
 
 def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Refuse cells that are empty or no finite number.  Raises: DataError."""
     bad = ~np.isfinite(rows)
     if bad.any():
         where = [names[int(i)] for i in np.flatnonzero(bad.any(0))]
@@ -297,7 +296,6 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _label_names(values: Sequence[Any], column: str, path: Path) -> list[str]:
-    """Return labels as names of classes."""
     subject = f"column {column!r} of {path}"
     names = ["" if value is None else str(value).strip() for value in values]
     if empty := [i for i, name in enumerate(names, 1) if not name]:
@@ -317,7 +315,6 @@ def _label_names(values: Sequence[Any], column: str, path: Path) -> list[str]:
 
 
 def _number(name: str) -> float | None:
-    """Return a name as a finite number, None if it is none."""
     try:
         value = float(name)
     except ValueError:
@@ -395,7 +392,6 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    """Read a Parquet file."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -411,7 +407,6 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _name_list(names: Sequence[str]) -> str:
-    """Return the first names as a text."""
     rest = len(names) - NAMED
     return ", ".join(map(repr, names[:NAMED])) + (f" and {rest} more" if rest > 0 else "")
 

@@ -88,7 +88,6 @@ def _load_model(
     drawn: bool = True,
     mapped: bool = False,
 ) -> tuple[Any, Any]:
-    """Load the model and the tokenizer of a folder or Hub name."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.initialization import no_init_weights

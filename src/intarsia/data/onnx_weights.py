@@ -100,7 +100,6 @@ def _as_message(value: int | memoryview) -> memoryview:
 
 
 def _read_text(value: int | memoryview) -> str:
-    """Decode a string field."""
     return bytes(_as_message(value)).decode()
 
 

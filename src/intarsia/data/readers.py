@@ -126,7 +126,6 @@ def _shrink_drawing(file: Path, size: int) -> np.ndarray | None:
 
 
 def _read_png_size(file: Path) -> tuple[int, int]:
-    """Read width and height from a PNG's header."""
     with file.open("rb") as data:
         head = data.read(24)
     return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])

@@ -36,7 +36,6 @@ class SmallModel:
     act: str = "gelu"
 
     def __post_init__(self) -> None:
-        """Check the sizes and the activation.  Raises: ConfigError."""
         one_of("act", self.act, ACTS)
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
             want, fix = "sizes of at least 1, heads that divide the width", "Try width=64, heads=4."

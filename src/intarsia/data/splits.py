@@ -118,7 +118,6 @@ def load_data(
 
 
 def _checked_spec(spec: str | Path) -> str:
-    """Return the name or path of data as text."""
     if not isinstance(spec, str | Path):
         fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
         raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)

@@ -205,7 +205,6 @@ def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
 
 
 def _role(message: Any) -> Any:
-    """Return the role of a message, None if it is no message."""
     return message.get("role") if isinstance(message, Mapping) else None
 
 
@@ -273,7 +272,6 @@ def read_source(spec: str, progress: Report) -> str | list[Sample]:
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
-    """Return the blocks of a text that have `length` tokens."""
     full_blocks = [block for block in blocks if len(block[0]) == length]
     if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
@@ -320,7 +318,6 @@ class _InstructionRows:
 
 
 def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
-    """Return the numbers of validation and test rows."""
     counts = [
         max(1, round(share * rows)) if count is None else count
         for share, count in zip(SHARES, (val, test), strict=True)

@@ -105,7 +105,6 @@ def generate(
 
 
 def _check_room(model: nn.Module, length: int) -> None:
-    """Check that a model has positions for a text; one with spans has as many as they cover."""
     config: Any = getattr(base_of(model), "config", None)
     spans = spans_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

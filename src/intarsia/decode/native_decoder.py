@@ -313,7 +313,6 @@ def _scale(table: Any) -> float | Tensor:
 
 
 def _act(config: Any) -> str:
-    """Return the name of the MLPs' activation."""
     return getattr(config, "hidden_activation", None) or config.hidden_act or ""
 
 
@@ -372,7 +371,6 @@ def _attention(
 
 
 def _columns(value: Value, width: int, first: int) -> Value:
-    """Return the value made of `width` columns of a value, from column `first` on."""
     return Value(value.name, width, value.first + first)
 
 
@@ -395,7 +393,6 @@ def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
-    """Return the native instruction that normalises `src` into `dst`."""
     weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
     if weight is not None and type(module).__name__ in OFFSETS:
@@ -433,7 +430,6 @@ def _window(attention: Any) -> int:
 
 
 def _check_suited(model: nn.Module) -> None:
-    """Check that native steps can compute a model."""
     host: Any = base_of(model)
     config, body = config_of(host), host._modules.get("model")
     kind = model_type_of(host) or type(host).__name__

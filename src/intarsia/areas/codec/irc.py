@@ -149,5 +149,4 @@ def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
 def _error(
     got: str, want: str, fix: str = "Copy the file again from its source, or encode it anew."
 ) -> CheckpointError:
-    """Return the error for a damaged file."""
     return CheckpointError(".irc file", got=got, want=want, fix=fix)

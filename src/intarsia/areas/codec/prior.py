@@ -234,7 +234,6 @@ def _check_shapes(
 
 
 def _damaged(folder: Path, got: object) -> CheckpointError:
-    """Return the error for a damaged folder."""
     want = "the folder of a prior as it was written"
     fix = "Copy it again from its source, or train one: Recombiner.train(photos).save(FOLDER)."
     return CheckpointError(f"prior {folder}", got=got, want=want, fix=fix)

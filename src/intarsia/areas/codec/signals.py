@@ -179,5 +179,4 @@ def _picture_array(signal: Any) -> Array:
 
 
 def _refusal(kind: str, got: str, fix: str = "Convert it first.") -> DataError:
-    """Return the error for a signal that is not of the form in FORMS."""
     return DataError(kind, got=got, want=FORMS[kind], fix=fix)

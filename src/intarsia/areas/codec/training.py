@@ -66,7 +66,6 @@ class PriorTraining:
         seed: int,
         start: str = "shared",
     ) -> None:
-        """Build the decoder, the first posteriors and prior, and their optimisers."""
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
@@ -223,7 +222,6 @@ class PriorTraining:
         }
 
     def _state(self) -> dict[str, Any]:
-        """Return all that a checkpoint must contain."""
         return {
             "identity": self._identity(),
             "step": self.step,
@@ -237,7 +235,6 @@ class PriorTraining:
         }
 
     def _load(self, state: dict[str, Any], folder: Path) -> None:
-        """Restore a training from a checkpoint."""
         if state["identity"] != self._identity():
             got, want = f"a training with {state['identity']}", "the same settings and signals"
             fix = "Choose another folder, or train as before."

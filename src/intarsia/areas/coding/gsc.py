@@ -173,7 +173,6 @@ class GSC(Truncated):
         return max([super()._block_numbers(states), *matrices])
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         params = linear_start(mean, spread, self.n_components, random)
         params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1

@@ -68,7 +68,6 @@ class Maximal(Truncated, abc.ABC):
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
@@ -171,7 +170,6 @@ class Maximal(Truncated, abc.ABC):
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Set an unused component to a badly explained sample, in place.  row: (D,), the sample."""
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])
 

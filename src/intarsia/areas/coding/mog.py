@@ -55,7 +55,6 @@ class MoG(AnnealedMixture):
     }
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         atoms, width = self.n_components, len(mean)
         w = mean + random.standard_normal((atoms, width)) * spread / 4
         variance = np.full((atoms, width), spread**2)

@@ -70,7 +70,6 @@ class MoP(AnnealedMixture):
         return (self.total - x.shape[1]) * x / length + 1
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         atoms = self.n_components
         w = mean + random.standard_normal((atoms, len(mean))) * spread / 4
         least = np.array(FLOOR * mean.mean())

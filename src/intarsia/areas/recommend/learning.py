@@ -77,5 +77,4 @@ def solve_recommender(
 def _write(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
-    """Write the trained weights into a run's folder."""
     write_learned(model, folder, parts)

@@ -117,7 +117,6 @@ class M2TRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build the encoder of sessions and a head for each predicted field."""
         super().__init__(settings, events)
         # torch's layers draw from the global generator: seed it, and restore it after
         with torch.random.fork_rng(devices=[]):
@@ -137,7 +136,6 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def _tasks(self) -> tuple[str, ...]:
-        """Return the names of the fields that a head predicts."""
         words = [c.name for c in self.items.coding if c.kind == WORDS]  # pyright: ignore
         if self.settings.tasks is None:
             return tuple(words)

@@ -61,7 +61,6 @@ class MultVaeModel(Ranker):
     def __init__(
         self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the weights of the encoder and the decoder for the items of some events."""
         super().__init__(settings, events)
         n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)

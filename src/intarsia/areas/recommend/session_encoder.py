@@ -100,7 +100,6 @@ class SessionEncoder(nn.Module):
         causal: bool = True,
         dropout: float = 0.1,
     ) -> None:
-        """Build the position vectors and blocks."""
         super().__init__()
         at_least("layers", layers, 1)
         at_least("longest", longest, 1)

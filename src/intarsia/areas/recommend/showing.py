@@ -108,7 +108,6 @@ class RecommenderPage:
     """Recommender behind a web page, one request at a time.  Answers are ready for JSON."""
 
     def __init__(self, model: Recommender) -> None:
-        """Prepare titles, popularity and fields of the model's items for display."""
         self.model, self._lock = model, threading.Lock()
         events = model.known
         self.titles = [_title(model, place) for place in range(len(events.item_ids))]

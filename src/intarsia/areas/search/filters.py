@@ -39,7 +39,6 @@ class Condition(NamedTuple):
         return any(self._compares(value, self.sign) for value in values)
 
     def _compares(self, value: Any, sign: str) -> bool:
-        """Compare one value of a document with the condition's value."""
         wanted, got = _number(self.value), _number(value)
         if wanted is not None and got is not None:
             return SIGNS[sign](got, wanted)
@@ -85,7 +84,6 @@ def masks_of(segments: Sequence[Segment], conditions: Sequence[str]) -> list[np.
 
 
 def _number(value: Any) -> float | None:
-    """Return a value as a number, None if it is none."""
     if isinstance(value, bool):
         return None
     try:

@@ -188,7 +188,6 @@ def _trainer(
     library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
     recipe: LearnedRetrieval, seed: int, out: Path,
 ) -> Any:  # fmt: skip
-    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps."""
     try:
         from datasets import Dataset
     except ImportError as error:

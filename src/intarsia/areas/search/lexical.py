@@ -53,7 +53,6 @@ class Lexical:
     b: float = 0.75
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
         at_least("k1", self.k1, 0, fix="Try 1.5.")

@@ -154,7 +154,6 @@ class Postings:
 
 
 def _damaged(got: str) -> CheckpointError:
-    """Return the error for arrays that are no posting lists."""
     fix = "Copy the index again from its source, or build it anew."
     return CheckpointError("posting lists", got=got, want="what an index writes", fix=fix)
 

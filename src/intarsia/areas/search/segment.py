@@ -181,7 +181,6 @@ class PackedTexts(Sequence[str]):
         self.raw, self.starts = raw, starts
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
         return len(self.starts) - 1
 
     @overload
@@ -191,7 +190,6 @@ class PackedTexts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
 
     def __getitem__(self, place: int | slice) -> str | list[str]:
-        """Return a text, or the texts of a slice."""
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         number = range(len(self))[place]

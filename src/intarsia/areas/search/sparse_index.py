@@ -209,7 +209,6 @@ class SparseIndex:
     def _encoded(
         self, encoder: DocumentEncoder, documents: Sequence[Document], texts: bool
     ) -> Segment:
-        """Return documents as a segment."""
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
             got = f"{encoder.name} ({encoder.digest[:12]})"
             fix = "Encode with that model, or build an index of its own."
@@ -249,7 +248,6 @@ class SparseIndex:
         return Postings.decode(lists.encode(self.stored), lists.count)
 
     def _add(self, segment: Segment) -> None:
-        """Add a segment, and record where its documents are."""
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
@@ -387,7 +385,6 @@ class SparseIndex:
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, best_of: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
-        """Return the k best hits of all segments."""
         hits = list[Hit]()
         for segment, (numbers, scores) in zip(self.segments, best_of, strict=True):
             for number, score in zip(map(int, numbers), scores.tolist(), strict=True):

@@ -44,7 +44,6 @@ class KnownStems(dict[str, "str | None"]):
         self.stop, self.stemmer, self.tokenize = stop, stemmer, tokenize
 
     def __missing__(self, word: str) -> str | None:
-        """Return a new word's stem."""
         stem = self[word] = None if word in self.stop else self.stemmer.stemWord(word)
         return stem
 
