@@ -323,6 +323,5 @@ def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str
 
 
 def _damaged(path: Path, got: str) -> AssetError:
-    """Build the error of a file that cannot be read."""
     want, fix = "the file as it was published", "Get it again, and compare its size."
     return AssetError(f"GGUF file {str(path)!r}", got=got[:200], want=want, fix=fix)

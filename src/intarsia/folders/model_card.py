@@ -217,7 +217,6 @@ def _short_value(value: Any) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """Format a table in Markdown, under a title."""
     # scores have a column for each metric; an empty field where a part lacks one
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))

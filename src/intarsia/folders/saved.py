@@ -339,7 +339,6 @@ def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
 def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
-    """Select the tensors that a folder holds."""
     added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}

@@ -68,6 +68,5 @@ def _mapped() -> list[tuple[int, int]] | None:
 
 
 def _lies_in(address: int, ranges: list[tuple[int, int]]) -> bool:
-    """Return whether an address is in one of some parts of memory, which are in order."""
     place = bisect.bisect(ranges, (address, math.inf)) - 1
     return place >= 0 and address < ranges[place][1]

@@ -168,7 +168,6 @@ def _is_open(module: nn.Module) -> bool:
 
 
 def _equal_weights(modules: Sequence[nn.Module]) -> bool:
-    """Return True if parameters and buffers are equal in all modules."""
     first, *rest = ([*module.parameters(), *module.buffers()] for module in modules)
     return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in rest)
 

@@ -105,8 +105,6 @@ def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a gate that records its probability of every expert."""
-
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
         p = probabilities_of(gate, output).detach().cpu()  # (T, E)
         recorder.routes[path] = torch.arange(p.shape[1]).expand(p.shape), p
@@ -233,12 +231,10 @@ def _rows(
 
 
 def _pad_columns(t: Tensor, k: int, value: float) -> Tensor:
-    """Pad the last axis of a tensor to k entries with a value."""
     return nn.functional.pad(t, (0, k - t.shape[-1]), value=value)
 
 
 def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Pad the experts and weights of one batch to k columns, as the widest batch has."""
     return part | {
         "expert": _pad_columns(part["expert"], k, NONE),
         "weight": _pad_columns(part["weight"], k, 0.0),

@@ -78,7 +78,6 @@ class WeightParts:
 
     @torch.no_grad()
     def _write(self, values: Sequence[Tensor]) -> None:
-        """Copy a value into each chosen weight or row of the model."""
         for value, (p, row) in zip(values, self.chosen, strict=True):
             self._row(p, row).copy_(value)
 

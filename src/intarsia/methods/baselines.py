@@ -148,7 +148,6 @@ class VptDeep(_PromptTuning):
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    """Make a baseline's `Card`: its entry in the catalogue of methods."""
     family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(
         key,

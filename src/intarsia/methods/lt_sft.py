@@ -87,7 +87,6 @@ class LtSft(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "maskable", tuple(self.maskable))
 

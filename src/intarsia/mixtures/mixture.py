@@ -99,7 +99,6 @@ class Mixture(_InPlaceOfMlp):
     def _build_router(
         self, router: RouterConfig | str, width: int | None, generator: torch.Generator | None
     ) -> Any:
-        """Build a router of the experts from its settings or its name."""
         settings: Any = by_name(router, "router") if isinstance(router, str) else router
         if not isinstance(settings, RouterConfig) or isinstance(settings, type):
             fix = 'Pass "topk", or settings such as intarsia.TopK(active=2).'

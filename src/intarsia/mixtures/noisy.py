@@ -51,7 +51,6 @@ class ScaledOutput(NoisyCell):
     """(1 + sigma e) * body(x), e ~ N(0, 1) for each sample and output, the same at all tokens."""
 
     def __init__(self, body: Cell, sigma: float, generator: torch.Generator) -> None:
-        """Prepare noise on an adapter's output.  sigma: its size; generator: gives it a seed."""
         super().__init__(body, generator)
         self.sigma = sigma
 
@@ -76,7 +75,6 @@ class DroppedWeights(NoisyCell):
     """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
-        """Prepare an adapter with random weights set to 0 in training."""
         super().__init__(body, generator)
         self.side, self.p = side, p
 

@@ -28,7 +28,6 @@ class PackedStack(nn.Module):
     def __init__(
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
-        """Register the stored tensors of a stack of matrices as buffers."""
         super().__init__()
         self.form, self.sizes = form, shape
         for name in PARTS:

@@ -65,7 +65,6 @@ def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """Return a linear map of some size; the caller has to set its weight."""
     layer: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     layer.in_features, layer.out_features = inputs, outputs
     return layer

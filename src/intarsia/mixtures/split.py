@@ -231,7 +231,6 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
-    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be."""
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
     fix = "k = 1 is the paper, k = experts is the plain layer."

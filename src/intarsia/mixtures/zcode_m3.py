@@ -222,7 +222,6 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError if two mixtures cannot be merged."""
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
     our_side, their_side = (
@@ -271,7 +270,6 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for weights with shapes that differ between two models."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 

@@ -183,7 +183,6 @@ class SearchedCell(nn.Module):
     def __init__(
         self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, place: CellPlace
     ) -> None:
-        """Build the projections of the two inputs and all edges."""
         super().__init__()
         mixed = isinstance(plan, int)
         nodes = (

@@ -150,7 +150,6 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return cast(Array, validate_data(self, X, reset=False, dtype=np.float64))
 
     def _check(self) -> None:
-        """Raise ConfigError for an impossible setting."""
         check(self)
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
@@ -264,7 +263,6 @@ def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
-    """Raise ShapeError for a start of the search that does not fit."""
     shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
     got = [np.shape(part) for part in start]
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())

@@ -95,7 +95,6 @@ class Sat:
     bandwidth: float = 256.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
         for name in ("side", "latency", "interleave", "lanes"):
             at_least(name, getattr(self, name), 1)
         one_of("dataflow", self.dataflow, ("best", *FLOWS))
@@ -172,7 +171,6 @@ class Sat:
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
     def _memory_cycles(self, bytes_: float) -> int:
-        """Return the cycles in which the memory transfers these bytes."""
         return math.ceil(bytes_ / self.bandwidth)
 
 

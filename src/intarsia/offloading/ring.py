@@ -57,7 +57,6 @@ def check_block(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Build the error for a block's file that cannot be read."""
     want, fix = "the block that was written", "Open the model and call ring_offload again."
     return CheckpointError(f"block {path}", got=error, want=want, fix=fix)
 

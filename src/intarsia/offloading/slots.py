@@ -114,7 +114,6 @@ class Slots:
         return Residency(hits, loads, self.bytes, self.seconds, ahead)
 
     def _release_in_use(self) -> None:
-        """Release the expert in use."""
         if self.in_use is not None:
             self.cache.give(self.in_use)
             self.in_use = None
@@ -137,7 +136,6 @@ class Slots:
         self.taken.append((key, reading))
 
     def _read(self, key: Key, slot: int) -> PendingRead:
-        """Queue the read of an expert into a slot."""
         return self.thread.submit(self.store.read, *key, self.places[slot])
 
     def _clear_guesses(self, needed: set[Key]) -> None:

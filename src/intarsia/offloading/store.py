@@ -80,14 +80,12 @@ class Checkpoint:
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Return the open file that has the tensor of a name."""
         if key not in self.where:
             raise _unreadable(self.folder, f"no {key}")
         return self.where[key]
 
 
 def _unreadable(folder: Path, got: object) -> CheckpointError:
-    """Build the error for a folder that cannot be read."""
     want, fix = "config.json and safetensors of save_pretrained", "Copy the folder again."
     return CheckpointError(f"model {folder}", got=got, want=want, fix=fix)
 
@@ -238,7 +236,6 @@ def _write(
 
 
 def _raw_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor's numbers."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -262,7 +259,6 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Return the bytes of one expert, from a layer's entry in the index."""
     widths = {name: dtype.itemsize for dtype, name in NAMES.items()}
     sizes = [widths[p["dtype"]] * math.prod(map(int, p["shape"])) for p in layer["parts"]]
     size, start = int(layer["bytes"]), int(layer["start"])
@@ -326,7 +322,6 @@ class ExpertStore:
         return size
 
     def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        """Build the error for an expert with bytes that differ from the packed ones."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 

@@ -147,7 +147,6 @@ def export_blend_program(
 
 
 def _graph(members: Sequence[BlendMember], classes: Sequence[str], several_labels: bool) -> Graph:
-    """Return the graph of a blend."""
     _check_members(members)
     parts = [prepared(member.model, member.images, member.inputs) for member in members]
     models: list[Logits] = [model for model, _ in parts]

@@ -189,7 +189,6 @@ def _has_tied_head(host: Any) -> bool:
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
-    """Check that a model's tensors have the names and shapes that its config builds."""
     with torch.device("meta"):
         # on "meta": shapes alone
         like = type(host)(host.config).state_dict()
@@ -223,13 +222,11 @@ def _check_settings(config: Any) -> None:
 
 
 def _head_dim(config: Any) -> int:
-    """Return the width of an attention head."""
     stated = getattr(config, "head_dim", None)
     return stated or config.hidden_size // config.num_attention_heads
 
 
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
-    """Return GGUF's type for each tensor, by GGUF's name."""
     kinds = gguf.GGMLQuantizationType
     state, types = named.model.state_dict(), dict[str, Any]()
     for path, name in named.names.items():
@@ -245,7 +242,6 @@ def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Write the model's settings, as sizes and rotary positions, into the header of the file."""
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
     # llama.cpp recognises Phi-3's tokenizer by "phi-3" in the name

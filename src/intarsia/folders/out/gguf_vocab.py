@@ -229,5 +229,4 @@ def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
 
 
 def _unknown_tokenizer(got: str, want: str) -> ExportError:
-    """Build the error for a tokenizer that llama.cpp does not know."""
     return ExportError("tokenizer for GGUF", got=got, want=want, fix=ELSEWHERE)

@@ -254,7 +254,6 @@ def _graph(
 
 
 def _trace(trace: Callable[[], Any], subject: str) -> Any:
-    """Call a function that traces a model."""
     try:
         with warnings.catch_warnings():
             # torch's exporter calls a function that torch has deprecated
@@ -311,7 +310,6 @@ def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Differ
 def _check_difference(
     subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
 ) -> None:
-    """Check a difference of outputs against the tolerance."""
     limit = tolerance_of(wrapped) if tolerance is None else tolerance
     deviation.check(
         subject, limit, ExportError, "Export in float32, or set tolerance= as you accept it."

@@ -146,7 +146,6 @@ def _comparison_line(
 
 
 def _run_session(session: Any, images: Tensor) -> Tensor:
-    """Run a batch through a session."""
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 

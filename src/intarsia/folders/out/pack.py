@@ -89,7 +89,6 @@ class PackedTensor(NamedTuple):
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:
-    """View a tensor as bytes."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8)
 
 

@@ -151,7 +151,6 @@ class _GroupFinder:
 
 
 def _nested_nodes(args: Any) -> Iterator[fx.Node]:
-    """Yield the nodes in nested arguments."""
     nodes: list[fx.Node] = []
     map_arg(args, lambda n: nodes.append(n) or n)
     yield from nodes

@@ -106,7 +106,6 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
 
 
 def _unknown(model: nn.Module, got: str, want: str) -> ConfigError:
-    """Return the error for a model when its inputs cannot be made up."""
     fix = "Pass inputs=, a batch of its inputs."
     return ConfigError(f"input of {type(model).__name__}", got=got, want=want, fix=fix)
 

@@ -174,7 +174,6 @@ def _fits_memory(constants: Constants, tokens: ImageTensors) -> bool:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers by name."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 

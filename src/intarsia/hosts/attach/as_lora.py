@@ -136,7 +136,6 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
 
 
 def _model_and_name(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of an adapter in it."""
     active = list(model.active_adapters) if is_adapted(model) else []
     names = list(model.peft_config) if is_adapted(model) else []
     if of is None and len(active) == 1:

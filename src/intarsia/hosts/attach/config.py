@@ -147,7 +147,6 @@ class IntarsiaConfig(PeftConfig):
         return {name: stored[name] for name in names} | {"classes": classes}
 
     def _generator(self, path: str, salt: str) -> torch.Generator:
-        """Return a random generator for a path."""
         # seeded by the path alone, so that the order of building does not matter
         digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -204,7 +204,6 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
-    """Return the paths of the layers to adapt."""
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(

@@ -335,7 +335,6 @@ class SparseDelta:
         return SparseDelta(*map(part, (self.entries, self.shapes, self.base, self.heads)))  # pyright: ignore
 
     def _without_zeros(self) -> SparseDelta:
-        """Drop entries with the value 0."""
         entries = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
         return replace(self, entries=entries)
 

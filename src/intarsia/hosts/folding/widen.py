@@ -161,7 +161,6 @@ def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
 
 
 def _no_bias(path: str) -> FoldError:
-    """Build the error for a layer that needs a bias and has none."""
     return FoldError(
         f"fold {path!r}",
         got="a layer without a bias, and an adapter with one",

@@ -161,7 +161,6 @@ def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "bitmask_linear(Tensor x, Tensor bits, Tensor values, Tensor offsets, Tensor? scales)"
     return native.operator(f"{schema} -> Tensor", _run, _shape)
 

@@ -67,7 +67,6 @@ def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> N
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "blockint(Tensor x, Tensor codes, Tensor scales, int rows, int bits) -> Tensor"
     return native.operator(schema, _run, lambda x, c, s, rows, bits: x.new_empty(len(x), rows))
 

@@ -112,7 +112,6 @@ class NativeProgram:
                 torch.mm(job[0], job[1], out=job[2])
 
     def _address(self, number: int) -> int:
-        """Return the address of a value in memory."""
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:

@@ -158,7 +158,6 @@ def _inputs(step: ProgramStep) -> int:
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
-    """Raise ShapeError for the input of a step."""
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
     raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)

@@ -73,7 +73,6 @@ def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "columns_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets) -> Tensor"
     return native.operator(schema, _run, lambda x, *w: x.new_empty(x.shape[0], w[2].shape[0] - 1))
 

@@ -70,7 +70,6 @@ def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Ten
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "dense_linear(Tensor x, Tensor weight) -> Tensor"
     return native.operator(schema, _run, lambda x, w: x.new_empty(x.shape[0], w.shape[0]))
 

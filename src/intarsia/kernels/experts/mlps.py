@@ -160,7 +160,6 @@ def _(*args: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Store `mixed_mlps`'s tensors in `ctx` for the backward."""
     *tensors, ctx.act, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)

@@ -96,11 +96,9 @@ class WordNumbers:
     """Numbers of the words of texts, as they come: runs of two letters or more, in lower case."""
 
     def __init__(self) -> None:
-        """Know no word yet."""
         self._numbers = dict[str, int]()
 
     def __len__(self) -> int:
-        """Return how many words there have been."""
         return len(self._numbers)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:

@@ -36,7 +36,6 @@ class CompiledWordNumbers(WordNumbers):
         weakref.finalize(self, free, self._handle)
 
     def __len__(self) -> int:
-        """Return how many words there have been."""
         return self._length(self._handle)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:

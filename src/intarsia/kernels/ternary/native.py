@@ -67,7 +67,6 @@ def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     return operator(SCHEMA, _run, _shapes)
 
 

@@ -46,7 +46,6 @@ class Tuning:
     end: float = 0.002
 
     def __post_init__(self) -> None:
-        """Check that steps are at least 0 and rates above 0."""
         for name in ("blocks", "model"):
             at_least(name, getattr(self, name), 0, fix="Try 300 for blocks, 100 for model.")
         for name in ("weights", "scales", "end"):

@@ -227,7 +227,6 @@ def _activation_norms(
 
 
 def _batch_keys(batch: Any) -> Any:
-    """Return the keys of a batch; none for a tensor."""
     return () if isinstance(batch, Tensor) else batch.keys()
 
 
@@ -256,7 +255,6 @@ def _weight_gradients(
 
 
 def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss that the model's output has for a batch."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     output = call(model, inputs)
     value = output.get("loss") if isinstance(output, Mapping) else None  # outputs of transformers

@@ -156,5 +156,4 @@ def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
 
 
 def _output_width(layer: Layer) -> int:
-    """Return the number of a layer's outputs."""
     return layer.weight.shape[0]

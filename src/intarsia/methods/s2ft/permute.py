@@ -150,7 +150,6 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 def _selected_units(
     couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """Return a mask of the units (channels or heads) that have selected channels, (units,) bool."""
     units = torch.zeros(couple.units, dtype=torch.bool)
     for path, channels, parts in layers:
         if path not in channels_of_paths:

@@ -275,7 +275,6 @@ def _block_around(model: nn.Module, path: str) -> nn.Module:
 
 
 def _describe_measures(measures: Mapping[str, float]) -> str:
-    """Format the measures of a step as a line of progress."""
     words = [
         f"{name} {measures[name]:.3f}" for name in ("forget", "retain", "share") if name in measures
     ]

@@ -226,7 +226,6 @@ class AdaptedMean(Feature):
 
 
 def _hidden(settings: Mapping[str, Any]) -> HiddenMean:
-    """Return the feature of an unchanged model."""
     return HiddenMean(str(settings["model"]), int(settings["layer"]), int(settings["tokens"]))
 
 
