@@ -59,7 +59,6 @@ class OwnExperts(Experts):
         raise self._fixed_owners_error()
 
     def _fixed_owners_error(self) -> ConfigError:
-        """Return the error for experts with owners that never change."""
         fix = "Ask `due` first, which says when owners change."
         got, want = type(self).__name__, "experts whose owners change"
         return ConfigError("owners of experts", got=got, want=want, fix=fix)

@@ -121,12 +121,10 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the processes.  kind, error, trace: of an error in the block, which passes on."""
         self.close()
 
 
 def _failure(subject: str, got: str) -> TrainingError:
-    """Return the error for a job that did not end well."""
     fix = "See its messages above; try fewer processes."
     return TrainingError(subject, got=got, want="the job done", fix=fix)
 

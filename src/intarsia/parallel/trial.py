@@ -188,7 +188,6 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
 
 
 def _differs(subject: str, got: object, want: object) -> ConformanceError:
-    """Return the error for results that differ from one process's."""
     place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
     return ConformanceError(place, got=got, want=want, fix=fix)

@@ -349,7 +349,6 @@ def _exchanges(topology: Topology) -> tuple[str, ...]:
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
-    """Return the size of a whole expert."""
     size = size_of(local)
     return replace(size, hidden=size.hidden * slices)
 

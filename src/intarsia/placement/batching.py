@@ -186,7 +186,6 @@ def serve(
 
 
 def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
-    """Queue the next token of a sequence, and remove it from `upcoming`."""
     queues.add(name, upcoming[name].popleft())
 
 

@@ -192,7 +192,6 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Open a safetensors file of the folder inside the context."""
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
@@ -203,7 +202,6 @@ class Pieces:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
     def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
-        """Return a tensor if its SHA-256 is `sha`."""
         if _sha256(value) != sha:
             raise self._damaged(subject, "bytes that changed after they were written")
         return value
@@ -211,7 +209,6 @@ class Pieces:
     def _damaged(
         self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
-        """Return the error for a damaged checkpoint."""
         fix = "Copy the whole folder again, or go on from another checkpoint."
         return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 
@@ -224,7 +221,6 @@ class Stored:
     key: str
 
     def __len__(self) -> int:
-        """Return E, the number of experts."""
         return int(self.pieces.pieces[self.key][0]["experts"])
 
     def rows(self, index: Tensor) -> Tensor:

@@ -130,7 +130,6 @@ def _coordinates(line: Series, axis: Axis) -> list[float]:
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value that an axis shows."""
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -173,7 +172,6 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return the values at which a logarithmic axis has ticks."""
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))

@@ -40,7 +40,6 @@ class PreGate:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts, self.active)
         between("vocabulary", self.vocabulary, 1, math.inf)
         at_least("heads", self.heads, 1)

@@ -41,7 +41,6 @@ class UnionGate:
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts)
         above("share", self.share, 0, "Half of the experts is 0.5.")
         between("share", self.share, 0, 1, "Half of the experts is 0.5.")

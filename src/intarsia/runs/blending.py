@@ -213,7 +213,6 @@ def _check_places(target: Path, places: Sequence[Path]) -> None:
 
 
 def _member(folder: Path) -> FinishedRun:
-    """Read a run that is to be a member."""
     subject, want = f"member {folder}", "a run of `intarsia fit` on pictures"
     if (folder / BLEND).is_file():
         fix = f"Name its members: {folder / MEMBERS / '0'} ..."

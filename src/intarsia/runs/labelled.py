@@ -140,7 +140,6 @@ class LabelledRun:
         return {"set": rows.name, "n": len(rows), **scores.scores(), "classes": classes}
 
     def _part(self, data: str | None, part: str | None) -> LabelledRows:
-        """Return the rows to score."""
         if data is None:
             splits = self.settings.splits()
             parts = {"train": splits.train, "test": splits.test}
@@ -277,7 +276,6 @@ def answers_of(folder: Path) -> RowAnswers:
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    """Return the error of a folder that is no whole run."""
     want, fix = "a run on labelled texts or numbers", "Fit it again."
     return CheckpointError(f"run {folder}", got=error, want=want, fix=fix)
 

@@ -242,7 +242,6 @@ class _Trials:
 
 
 def _check_validation(experiment: Experiment) -> None:
-    """Check that an experiment has a validation part.  Raises: ConfigError."""
     if experiment.pictures.val == 0:
         want, fix = "a validation part", "Leave --val out, or fix one rate for all: --lr 3e-3."
         raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)

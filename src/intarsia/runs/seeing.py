@@ -122,7 +122,6 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
-    """Return the method's settings with the encoders that the run's settings name."""
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):

@@ -41,7 +41,6 @@ def write_page(
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
-    """Return a question and its answer as an item of the page."""
     description = "; ".join(run.told(question))
     text = question.question
     if not question.image:

@@ -34,7 +34,6 @@ class Retrain:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         object.__setattr__(self, "original", tuple(self.original))
         one_of("kind", self.kind, RETRAIN)
         at_least("original", len(self.original), 1)

@@ -77,7 +77,6 @@ class Projector(nn.Module):
     """
 
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
-        """Build the norm and draw the two linear layers."""
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = draw_linear(width, outputs, generator)

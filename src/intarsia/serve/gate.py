@@ -196,7 +196,6 @@ class RequestGate:
             await self.app(scope, receive, send)
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """Return the whole body of a request; scope, receive: of ASGI."""
         limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
         # the header may be absent or false: what counts is what arrives

@@ -26,7 +26,6 @@ class Responses:
     """
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any]) -> None:
-        """Start an answer: its id, its time and the fields that all its events share."""
         # number: of the next event; open: kind of the item that parts go into, "" for none
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex

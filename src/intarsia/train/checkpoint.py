@@ -152,7 +152,6 @@ def latest(folder: Path) -> Path | None:
 
 
 def _complete_saves(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints in a folder, number -> path."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
     return {int(match[1]): path for path, match in named.items() if match}
@@ -189,12 +188,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _digest(entries: Any) -> str:
-    """Return the SHA-256 of a manifest's entries."""
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a checkpoint that cannot be read.  got: its damage."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,

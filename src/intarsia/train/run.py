@@ -219,7 +219,6 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
-    """Return the results for the run's record, ready for JSON."""
     best, masking = loop.at.best, loop.learner.masking
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},

@@ -147,7 +147,6 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        """Check each setting, and that they go together.  Raises: ConfigError."""
         check(self)
         mixes = self.mixup or self.cutmix
         if self.class_weights is not None and mixes:
@@ -229,7 +228,6 @@ class Running:
     seat: "Seat | None" = setting(None, "The place in a stack of runs.", python=True)
 
     def __post_init__(self) -> None:
-        """Check each setting, and that they go together.  Raises: ConfigError."""
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
         check(self)

@@ -96,7 +96,6 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a metrics file that cannot be read.  got: the fault in it."""
     return CheckpointError(
         f"curve in {path}",
         got=got,

@@ -128,7 +128,6 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
-    """Return one learning curve as a series of a chart."""
     # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"

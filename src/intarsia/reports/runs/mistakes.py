@@ -138,7 +138,6 @@ def read_mistakes(run: Path) -> Mistakes | None:
 
 
 def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
-    """Read one mistake: an entry of the list, and the picture that belongs to it."""
     index, confidence = int(line["index"]), float(line["confidence"])
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence}")
@@ -160,7 +159,6 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a damaged file of mistakes.  got: the fault in it."""
     return CheckpointError(
         f"mistakes in {path}",
         got=got,

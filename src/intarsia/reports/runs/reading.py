@@ -246,7 +246,6 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
-    """Read what a run cost: parameters, seconds, memory."""
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
     # an accelerator's memory is the one that runs out first
@@ -320,7 +319,6 @@ def read_items(folder: Path) -> RunItems | None:
 def _predicted_classes(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """Return the true and predicted class of each picture."""
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]

@@ -66,7 +66,6 @@ def _chart_line(
     unit: str,
     before: str,
 ) -> charts.Series:
-    """Return a method's line of a chart as a series.  points: (x, y)."""
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     label = comparison.groups[number].label

@@ -87,7 +87,6 @@ def seen_report(
 
 
 def _question_block(number: int, q: Shown, picture: str | None) -> Container:
-    """Return a block of the page: a question's picture next to its answer."""
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
     facts += [("Picture", q.told)] if q.told else []

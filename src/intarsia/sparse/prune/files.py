@@ -158,7 +158,6 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

@@ -137,7 +137,6 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
-    """Build the catalogue entry of a pruner."""
     return Card(
         key,
         kind="change",

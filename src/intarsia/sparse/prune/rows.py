@@ -114,7 +114,6 @@ class Numbered(Protocol):
 
 
 def _list_items(calib: Any) -> list[Any]:
-    """Return the items of a data set or iterable as a list."""
     by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."

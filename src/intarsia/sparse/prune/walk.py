@@ -283,7 +283,6 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
 
 
 def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
-    """Return a new `forward` for a block, which calls a replacement with block and original."""
     return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 

@@ -154,7 +154,6 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 def _steps_of(
     cluster: Cluster, forms: Forms, codings: Codings | None
 ) -> list[tuple[DenseStep, ProgramStep]]:
-    """Return the steps of a cluster, each with the layer that it computes."""
     if codings is None:
         return [(layer, step_of(layer, forms.get(key_of(layer)))) for layer in cluster.layers]
     with_form = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
@@ -244,7 +243,6 @@ def _is_outside(cluster: Cluster, user: fx.Node) -> bool:
 
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
-    """Return one of a cluster's several outputs."""
     return values[number]
 
 

@@ -60,7 +60,6 @@ class ChwNet(nn.Module):
         self.train(net.training)
 
     def _register_target(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
-        """Register the module, buffer or parameter that a node of the graph uses."""
         if node.op == "call_module":
             self.add_module(name, graph.get_submodule(str(node.target)))
             return

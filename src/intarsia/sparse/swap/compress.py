@@ -362,7 +362,6 @@ def _replaced_linear(modules: Mapping[str, nn.Module], path: str, shape: tuple[i
 
 
 def _damaged(path: str, got: str) -> CheckpointError:
-    """Build the error for a description that no format would write."""
     want, fix = "what a format stores of it", "Copy the folder again from its source."
     return CheckpointError(f"packed layer {path!r}", got=got, want=want, fix=fix)
 

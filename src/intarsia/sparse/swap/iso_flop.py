@@ -124,7 +124,6 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new number of inputs of a layer that reads layers which become wider."""
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:

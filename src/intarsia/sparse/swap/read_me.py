@@ -316,7 +316,6 @@ def extract(
 
 
 def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
-    """Check paths and shapes of the masks before an MLP is replaced."""
     expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
     if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:

@@ -74,7 +74,6 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
 
 
 def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module, nn.Module]:
-    """Return the block around the experts, and its gate."""
     return model.get_submodule(experts.path.rpartition(".")[0]), stock_gate(model, experts.path)
 
 

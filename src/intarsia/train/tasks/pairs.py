@@ -40,7 +40,6 @@ class Pairs(Task):
     k: int = 10
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         above("temperature", self.temperature, 0)
         at_least("k", self.k, 1)
         if self.group is not None:
