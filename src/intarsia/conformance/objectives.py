@@ -75,9 +75,8 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
     """Compute an objective on the batch of the tests, for a student model and its teacher.
 
-    card: the objective's entry in the catalogue. student, teacher: models as `net` makes them.
-    padding: the token id behind the end of shorter rows. Returns the loss, 0-dimensional, with the
-    student's logits and the loss's parts by name.
+    student, teacher: models as `net` makes them. padding: the token id behind the end of shorter
+    rows. Returns the loss, 0-dimensional, with the student's logits and the loss's parts by name.
     """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
@@ -93,8 +92,6 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
     """Check that with a copy of the student as teacher the loss is the labels' alone.
 
     Its gradients must be the labels' gradients, too.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
     """
     student = net(0)
     distilled = outcome(card, student, copy.deepcopy(student))
@@ -108,10 +105,7 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
 
 
 def follows_another_teacher(card: Card) -> None:
-    """Check that under the objective another teacher gives a larger loss and other gradients.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that under the objective another teacher gives a larger loss and other gradients."""
     student = net(0)
     distilled, alone = outcome(card, student, net(1)), plain(student, *batch())
     require(
@@ -124,10 +118,7 @@ def follows_another_teacher(card: Card) -> None:
 
 
 def ignores_padding(card: Card) -> None:
-    """Check that tokens outside the attention mask do not change the objective.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that tokens outside the attention mask do not change the objective."""
     student, teacher = net(0), net(1)
     # two padding tokens: an objective that reads them gives two losses
     first, second = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
@@ -135,10 +126,7 @@ def ignores_padding(card: Card) -> None:
 
 
 def counts_blocks_in_any_order(card: Card) -> None:
-    """Check that the objective does not depend on the order in which parallel blocks are listed.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the objective does not depend on the order in which parallel blocks are listed."""
     student, teacher = net(0), net(1)
     first = outcome(card, student, teacher).loss.detach()
     # both models get their blocks in reverse order
@@ -151,8 +139,7 @@ def counts_blocks_in_any_order(card: Card) -> None:
 def leaves_its_teacher_alone(card: Card) -> None:
     """Check that the objective computes its teacher in eval mode and leaves it as it was.
 
-    card: the objective's entry in the catalogue. The teacher gets no gradient and no new state, and
-    is in training mode again afterwards.
+    The teacher gets no gradient and no new state, and is in training mode again afterwards.
     """
     # a teacher in training mode has dropout, so that its losses would differ
     student, teacher = net(0), net(1).train()
@@ -172,10 +159,7 @@ def leaves_its_teacher_alone(card: Card) -> None:
 
 
 def keeps_zeros(card: Card) -> None:
-    """Check that a sparse student keeps its zeros under the objective while its weights learn.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a sparse student keeps its zeros under the objective while its weights learn."""
     student, teacher = net(0), moved(net(0))
     with torch.no_grad():
         for block in student.get_submodule("blocks").children():

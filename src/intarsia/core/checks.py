@@ -30,11 +30,7 @@ def _quoted(got: object) -> object:
 
 
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
-    """Check that `got` is a whole number, and got >= least.
-
-    subject, fix: texts of the error.
-    Raises: ConfigError.
-    """
+    """Check that `got` is a whole number, and got >= least.  Raises: ConfigError."""
     # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
@@ -76,7 +72,6 @@ RATE_REACH = (1e-6, 1.0)
 def rate_grid(subject: str, rates: Iterable[float]) -> tuple[float, ...]:
     """Return the learning rates of a search in ascending order.
 
-    subject: name of the setting, for the error.
     Raises: ConfigError for fewer than two, one that is there twice, or one outside RATE_REACH.
     """
     grid, (low, high) = tuple(sorted(rates)), RATE_REACH
@@ -104,7 +99,6 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 def named_numbers(subject: str, text: str) -> dict[str, float]:
     """Parse "a=1,b=2.5" as a mapping from names to numbers.
 
-    subject: name of the setting, for the error; text: the value as it was given.
     Raises: ConfigError for anything else, or a name twice.
     """
     numbers: dict[str, float] = {}
@@ -143,7 +137,6 @@ def n_of_m(text: str) -> tuple[int, int]:
 def from_environment(name: str, default: int, want: str) -> int:
     """Read a whole number, 1 or more, from an environment variable, or return `default`.
 
-    name: of the variable; want: what the number counts, for the error.
     Raises: ConfigError.
     """
     # 18 digits: longer numbers are no counts, and int() would be slow

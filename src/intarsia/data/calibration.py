@@ -29,7 +29,6 @@ Part = tuple[float, float]
 def names_of(spec: str) -> tuple[str, ...]:
     """Split the text that names calibration texts into names; "mixed" stands for all corpora.
 
-    spec: names of corpora and files with commas between them.
     Raises: ConfigError for no name, or one that is given twice.
     """
     words = (word.strip() for word in spec.split(","))

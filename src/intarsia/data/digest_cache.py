@@ -52,10 +52,7 @@ class DigestCache:
         return None
 
     def save(self, digests: dict[Path, str]) -> None:
-        """Store digests of decoded pictures, with size and times of their files.
-
-        digests: file -> digest.
-        """
+        """Store digests of decoded pictures, with size and times of their files."""
         for path, digest in digests.items():
             if file_stamp := stamp(path):
                 self.known[self._name(path)] = [*file_stamp, digest]

@@ -22,8 +22,7 @@ PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[str] = ()) -> None:
     """Check that a model's name may be had from the Hub: it is in the cache, or the Hub answers.
 
-    what, want: for the error. local_names: names that need no Hub; the nearest are suggested, as
-    are folders that are here.
+    local_names: names that need no Hub; the nearest are suggested, as are folders that are here.
     Raises: AssetError for a path where nothing is, a name that is not in the cache with
     HF_HUB_OFFLINE set, and a Hub that does not answer in 3 s.
     """

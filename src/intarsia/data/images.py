@@ -212,8 +212,7 @@ def _are_files(images: ImageSet) -> bool:
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
     """Raise DataError unless the labels are class numbers, or rows of 0 and 1 for several labels.
 
-    labels: (n,) integers from 0, or (n, classes). classes: their names; name: of the set, for the
-    error.
+    labels: (n,) integers from 0, or (n, classes).
     """
     # Several labels a picture: a row of 0 and 1.
     rows = labels.ndim == 2 and labels.shape[1] == len(classes)
@@ -267,7 +266,7 @@ def stratified(
     """Split positions at random into `n` and the rest, both in class proportions and sorted.
 
     labels: (N,) class numbers, or (N, classes) of 0 and 1: then sets of labels are kept in
-    proportion where `strata` can. seed: of the draw. classes: names, for errors.
+    proportion where `strata` can.
     Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
     than the number of classes.
     """

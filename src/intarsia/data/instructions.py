@@ -72,7 +72,6 @@ def prompt_of(sample: Sample) -> str:
 def sample_of(line: Mapping[str, Any], place: str) -> Sample:
     """Return the text, or the messages of the chat, that a line of an instruction file holds.
 
-    line: its JSON object; place: where the line is, for errors.
     Raises: DataError.
     """
     if isinstance(text := line.get("text"), str):

@@ -169,7 +169,7 @@ class Interactions:
     def hold_out_items(self, share: float, *, seed: int = 0) -> Array:
         """Draw a share of the items that have events, for tests on items never trained on ("cold").
 
-        Returns (items,) bool, True = drawn. seed: of the draw.
+        Returns (items,) bool, True = drawn.
         Raises: ConfigError for no share between 0 and 1.
         """
         between("share", share, 0, 1)
@@ -205,7 +205,6 @@ class Sessions:
 def check_order(before: Interactions, after: Interactions) -> None:
     """Refuse test events that come before the training events of the same user.
 
-    before: the training events; after: the test events.
     Raises: DataError.
     """
     newest = np.full(len(before.user_ids), -np.inf)
@@ -222,7 +221,6 @@ def check_order(before: Interactions, after: Interactions) -> None:
 def seconds_of(gap: str | float) -> float:
     """Parse a time such as "60min" or "2h", or a number of seconds, as seconds.
 
-    gap: the time.
     Raises: ConfigError.
     """
     match = GAP.fullmatch(gap.strip()) if isinstance(gap, str) else None

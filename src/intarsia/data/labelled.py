@@ -107,7 +107,7 @@ def load_labelled(
     or an .npz file of x and y. A test part is taken where it is published: test.csv next to
     train.csv, or the folders train and test; else it is a fifth, each class in proportion.
     text, label: names of the columns; None = the only one with a usual name, such as text or label.
-    seed: of the split. train, test: numbers of rows, None = all of the part, or a fifth to test on.
+    train, test: numbers of rows, None = all of the part, or a fifth to test on.
     Raises: DataError for data that cannot be used, which names columns, rows and classes;
     MissingExtra without pyarrow for Parquet; ConfigError for impossible numbers.
     """
@@ -159,10 +159,7 @@ def check_rows(rows: LabelledRows, least: int) -> None:
 def read_labelled(
     data: str | Path, *, text: str | None = None, label: str | None = None
 ) -> dict[str, LabelledRows]:
-    """Read labelled rows: {"all": rows}, or "train" and "test" as published.
-
-    data, text, label: as for `load_labelled`.
-    """
+    """Read labelled rows: {"all": rows}, or "train" and "test" as published."""
     path = Path(data).expanduser()
     if path.is_dir() and (folders := class_folders(path)):
         sources = {part: _folder_rows(path.name, files) for part, files in folders.items()}

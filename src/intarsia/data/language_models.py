@@ -66,7 +66,7 @@ def headless_model(
     """Return a text model of transformers without its head, and its tokenizer.
 
     name: as for `language_model`, or of an encoder such as BERT.  folder: where a packaged model
-    is, None = by its name.  progress: gets lines of progress.
+    is, None = by its name.
     Raises: as `language_model`.
     """
     with quietly():

@@ -34,8 +34,7 @@ Topics = dict[str, dict[str, list[str]]]  # part -> line -> verses
 def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str], Topics]:
     """Read Nave's Topical Bible: verses by id, as John.3.16, and for each part topics with verses.
 
-    5,174 topics with 3 to 50 verses and at least 3 words; no headword is in two parts. report: gets
-    lines of progress.
+    5,174 topics with 3 to 50 verses and at least 3 words; no headword is in two parts.
     Raises: AssetError where a package cannot be had.
     """
     bible = obtain(pinned("sword-text-web"), progress=report)

@@ -69,8 +69,7 @@ def samples_of(file: Path, limit: int = -1) -> np.ndarray:
 def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
     """Read the telephone prompts of a language as samples in -1 ... 1 at 8 kHz.
 
-    folder: the unpacked package. for_testing: True = the prompts of the test part, else of the
-    training part.
+    for_testing: True = the prompts of the test part, else of the training part.
     """
     names = [file for file, _ in _files_by_part((folder,))]
     place = folder / "usr/share/asterisk/sounds"

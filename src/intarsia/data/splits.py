@@ -130,7 +130,7 @@ def read_data(
     """Read the parts of an image data set as published: `all`, or `train` with `val` or `test`.
 
     spec: a named set, a benchmark's task, a folder or a table. on_error: "skip" leaves unreadable
-    pictures out. progress: gets lines of progress.
+    pictures out.
     """
     spec = _checked_spec(spec)
     task = tasks.find(spec)

@@ -191,7 +191,7 @@ class _Clock(BaseStreamer):
 def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     """Generate the same tokens by transformers' own `generate`, to compare `generate` with.
 
-    ids: (B, T), not padded; tokens: number of new ones. The result's bytes are 0, not counted.
+    ids: (B, T), not padded. The result's bytes are 0, not counted.
     """
     host: Any = model
     clock, began = _Clock(), time.perf_counter()

@@ -268,8 +268,7 @@ def _head_runs(
 def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
     """Yield the instructions of the native program that computes a model's layers, in order.
 
-    host: the model; heads: for each layer its groups of heads, with caches; length: most tokens of
-    a text.
+    heads: for each layer its groups of heads, with caches; length: most tokens of a text.
     """
     body = host.model
     x, h = _stream(host)

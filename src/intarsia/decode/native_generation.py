@@ -54,8 +54,8 @@ def without_native_generate(host: nn.Module) -> None:
 def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
     """Call transformers' `generate`, with logits from native steps where those can compute them.
 
-    model: of transformers; args, settings: as its `generate` takes them. Everything around the
-    logits is transformers': settings, processors, stopping, streamers, seeds.
+    args, settings: as its `generate` takes them. Everything around the logits is transformers':
+    settings, processors, stopping, streamers, seeds.
     The model's own forward computes what native steps do not: beams, assisted decoding, outputs in
     a dict (their cache, attentions and states), a cache or embeddings that are passed in, padding
     on the right, more than 16 rows, training, and models that `why_not` has a reason against.

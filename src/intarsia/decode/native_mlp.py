@@ -168,8 +168,7 @@ def _act_of(act: nn.Module) -> str:
 def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
     """Return the program of an expert, rows = down(act(gate rows) up rows).
 
-    weights: of gate, up and down; rows: its inputs, overwritten by its outputs; act: of
-    `kernels.decoder`.
+    rows: its inputs, overwritten by its outputs; act: of `kernels.decoder`.
     """
     gate, up, down = weights
     inner = gate.bound.sides[0]  # hidden units: W has the sides (out, in)
@@ -195,7 +194,7 @@ def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
 def expert_weights(experts: Any, expert: int) -> list[Weight]:
     """Return gate, up and down of an expert in memory.
 
-    experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`); expert: its number.
+    experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`).
     """
     shell, stacks = getattr(experts, "shell", experts), getattr(experts, "stacks", {})
     parts = OURS if isinstance(shell, StackedExperts) else STOCK
@@ -246,8 +245,7 @@ class OffloadedExperts:
     def begin(self, experts: list[int]) -> None:
         """Begin to read the experts that are not in memory.
 
-        experts: those that are computed next, in ascending order. Until `end` no other forward may
-        use the slots.
+        Until `end` no other forward may use the slots.
         """
         self.slots.turn.acquire()
         try:

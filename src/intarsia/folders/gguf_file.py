@@ -83,7 +83,6 @@ class GgufModel:
     def stored(self, path: str, bits: int) -> dict[str, Tensor]:
         """Return a matrix of type Q4_0 or Q8_0 as `BlockInt` stores it, its codes unchanged.
 
-        path: its name in the model; bits: of a code.
         Raises: AssetError for scales that are not finite.
         """
         stored = self._tensor(path)

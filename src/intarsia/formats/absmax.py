@@ -60,8 +60,7 @@ class Absmax(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the encoded weight in float32: code - 2^(b-1), times its group's scale.
 
-        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them; shape:
-        the weight's.
+        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them.
         """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))

@@ -40,8 +40,7 @@ class LayerState:
     def before(self, layer: int) -> Tensor | None:
         """Return the state that the nearest earlier layer left in this forward; None at the first.
 
-        layer: the number of the layer that asks. Raises: ConfigError if that state carries no
-        gradient though this forward needs one.
+        Raises: ConfigError if that state carries no gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]

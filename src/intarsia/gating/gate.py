@@ -153,7 +153,7 @@ def room_for(factor: float, pairs: int, experts: int) -> int:
     """Return an expert's capacity: how many tokens it takes, ceil(factor * pairs / experts).
 
     factor: 1 = just enough room if all experts are chosen equally often; pairs: number of pairs (a
-    token and one of the experts that it chose) in the batch; experts: number of experts.
+    token and one of the experts that it chose) in the batch.
     """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
@@ -181,9 +181,8 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
     """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
-    gates: (N, E), weights of E experts for N tokens; dtype: the dtype of the pairs' weights; keep:
-    (N, E) bool, True = the gate becomes a pair; None = gates above 0 do, and NaN, so that a NaN is
-    seen in the output.
+    gates: (N, E), weights of E experts for N tokens; keep: (N, E) bool, True = the gate becomes a
+    pair; None = gates above 0 do, and NaN, so that a NaN is seen in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])

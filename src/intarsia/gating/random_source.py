@@ -70,10 +70,10 @@ class RandomSource(ReadsContext):
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
         """Return a random row for each row of the batch: new ones, or those stored for this batch.
 
-        rows: number of rows of the batch. With context.passes = p they are p copies of its samples,
-        one after the other, and each copy gets random rows of its own. draw: draw(n) returns n new
-        random rows (n, ...). If context.hold is True the rows are stored until the next batch, so
-        that a recomputed forward gets the same numbers. Returns (rows, ...).
+        With context.passes = p they are p copies of its samples, one after the other, and each copy
+        gets random rows of its own. draw: draw(n) returns n new random rows (n, ...). If
+        context.hold is True the rows are stored until the next batch, so that a recomputed forward
+        gets the same numbers. Returns (rows, ...).
         Raises: ShapeError if `rows` is no multiple of `passes`, or differs from the stored draw's.
         """
         context, held = self.context, self.held

@@ -59,8 +59,8 @@ class Router(ReadsContext, abc.ABC):
     def remember(self, routing: Routing) -> Routing:
         """Store a routing as the newest one and add it to the experts' load; return it.
 
-        routing: of all tokens of a forward. In evaluation it is not stored, and is added to the
-        load only if context.counting is True. In training the load counts forwards with gradients.
+        In evaluation it is not stored, and is added to the load only if context.counting is True.
+        In training the load counts forwards with gradients.
         """
         if self.training:
             self.context.routings[self] = routing

@@ -19,7 +19,7 @@ def hold(model: nn.Module, source: str) -> None:
     """Copy weights that are mapped from a file into memory, one after the other, and check them.
 
     A mapped weight changes with its file, and a file that becomes shorter ends the process. model:
-    its parameters and buffers stay the same objects; source: its name, for the error.
+    its parameters and buffers stay the same objects.
     Raises: CheckpointError for a weight with NaN or infinity.
     """
     ranges = _mapped()

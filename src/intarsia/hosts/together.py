@@ -100,9 +100,9 @@ class OnOneTrunk:
 def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTrunk | None:
     """Join models into one forward, after a trial on some rows; None where it gains nothing.
 
-    models: adapted, of one architecture; rows: an input of each. It gains nothing for one model
-    alone, hosts other than timm's VisionTransformer and EfficientNet, routers that learn, hooks on
-    trained modules, or if less than half of the frozen weights can be shared.
+    It gains nothing for one model alone, hosts other than timm's VisionTransformer and
+    EfficientNet, routers that learn, hooks on trained modules, or if less than half of the frozen
+    weights can be shared.
     """
     hosts = [base_of(model) for model in models]
     if len(models) < 2 or not all(isinstance(host, SPLITTABLE) for host in hosts):

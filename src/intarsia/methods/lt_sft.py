@@ -274,8 +274,7 @@ def dense_entries(change: Tensor) -> tuple[Tensor, Tensor]:
 def ticket_of(model: PeftModel) -> str:
     """Return the name of a model's active adapter, which must be one of LT-SFT.
 
-    model: PEFT's, with adapters. Raises: ConfigError if several adapters are active, or another
-    method's.
+    Raises: ConfigError if several adapters are active, or another method's.
     """
     names = list(model.active_adapters)
     method = model.peft_config[names[0]].method if len(names) == 1 else None  # pyright: ignore

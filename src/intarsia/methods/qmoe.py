@@ -278,8 +278,8 @@ def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Te
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     """Return the blocks of a model, each with only the matrices that are stacked experts.
 
-    host: the model; layers: globs of stacks' paths, none = all. Raises: TargetError if there are no
-      stacks, and as `stops_of`.
+    layers: globs of stacks' paths, none = all. Raises: TargetError if there are no stacks, and as
+      `stops_of`.
     """
     stops: list[Stop] = []
     # Matrices of stacks have an index, the expert; others stay as they are.

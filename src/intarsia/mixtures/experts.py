@@ -93,10 +93,7 @@ class Experts(nn.Module, abc.ABC):
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Replace a parameter or buffer of a module by one that may have another number of rows.
-
-    module: has it; name: its attribute; rows: the new value, detached from its graph.
-    """
+    """Replace a parameter or buffer of a module by one that may have another number of rows."""
     old = getattr(module, name)
     rows = rows.detach()
     new = nn.Parameter(rows, old.requires_grad) if isinstance(old, nn.Parameter) else rows

@@ -34,7 +34,6 @@ class StockExperts:
 def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
     """Return a model's layers of experts that transformers calls through its interface, by path.
 
-    model: one of transformers.
     Raises: TargetError for experts that are not fused into one tensor for each matrix.
     """
     stock: dict[str, StockExperts] = {}

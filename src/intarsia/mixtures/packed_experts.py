@@ -36,7 +36,7 @@ class PackedStack(nn.Module):
     def of(self, expert: int, first: int = 0, count: int | None = None) -> dict[str, Tensor]:
         """Return the stored tensors of one expert's matrix, or of some of its rows, as views.
 
-        expert: its number; first, count: the first row and the number of rows, None = all of them.
+        first, count: the first row and the number of rows, None = all of them.
         """
         rows = self.sizes[1]
         start = expert * rows + first
@@ -253,7 +253,7 @@ def packed_stacks(model: nn.Module) -> list[PackedStack]:
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
     """Return placeholders with the shapes and types of a file's tensors, which take no memory.
 
-    shape: (E, out, in) of the stack; codes: number of stored codes.
+    shape: (E, out, in) of the stack.
     """
     rows = shape[0] * shape[1]
     sizes = {

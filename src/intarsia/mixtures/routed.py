@@ -91,7 +91,7 @@ class RoutedCell(Cell):
 def two_sided(body: Cell) -> Any:
     """Return an adapter as it is, if its `down` and `up` are linear maps; refuse any other.
 
-    body: the adapter.  Raises: ConfigError.
+    Raises: ConfigError.
     """
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
@@ -103,8 +103,8 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
-    gates: 1 = the expert is active, a row for each group of consecutive inputs; experts: their
-      number; rows: the number of inputs; each group has rows / G of them.
+    gates: 1 = the expert is active, a row for each group of consecutive inputs; rows: the number of
+      inputs; each group has rows / G of them.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"

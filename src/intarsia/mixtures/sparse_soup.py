@@ -59,9 +59,8 @@ def greedy(
 ) -> GreedySoup:
     """Build a soup from the best candidate, adding each next one that does not lower the score.
 
-    states: state dicts of the candidates; score: computes the validation score of a state dict, the
-      higher the better; it is called for every candidate, then for every average. names: names of
-      the candidates, for errors.
+    score: computes the validation score of a state dict, the higher the better; it is called for
+      every candidate, then for every average.
     Raises: ConfigError for candidates that cannot be averaged (see `mixed`), or a score that is no
       number.
     """
@@ -149,8 +148,8 @@ def distance(states: Sequence[State], centre: State) -> float:
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
     """Compare all pairs of candidates: the Euclidean distance and the cosine of their weights.
 
-    states: state dicts of the candidates. Returns a row {"a", "b", "distance", "cosine"} for each
-      pair of candidates a < b, counted from 0.
+    Returns a row {"a", "b", "distance", "cosine"} for each pair of candidates a < b, counted from
+    0.
     """
     rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):

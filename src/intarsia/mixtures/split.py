@@ -26,8 +26,8 @@ class _CountInBackward(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
         """Return the value unchanged; the backward will count the active experts.
 
-        ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), a tensor
-          that gets the counts as its gradient; gates: (G, N), not 0 = the expert is active.
+        value: any tensor on the way to the loss; probe: (N,), a tensor that gets the counts as its
+          gradient; gates: (G, N), not 0 = the expert is active.
         """
         ctx.save_for_backward(gates)
         return value.view_as(value)
@@ -252,8 +252,8 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
     """Compute SplitLinear.forward slowly, as a check: each sample, expert by expert.
 
-    layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive
-      samples.  -> (B, ..., out).
+    x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive samples.  -> (B,
+      ..., out).
     """
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start

@@ -148,10 +148,7 @@ def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
 
 
 def projection(inputs: int, outputs: int, affine: bool) -> nn.Module:
-    """Build a pointwise convolution between ReLU and batch norm.
-
-    inputs, outputs: channels; affine: True = the batch norm has weights.
-    """
+    """Build a pointwise convolution between ReLU and batch norm."""
     layer = nn.Conv2d(inputs, outputs, 1, bias=False)
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(outputs, affine=affine))
 

@@ -108,8 +108,8 @@ class Sat:
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
         """Compute the cycles of a matrix product (rows, K) (K, columns) on the array.
 
-        rows, columns: of the product; slots: how many of the K weights of a column are stored: all,
-          or n of each m; flow: what stays in the array's units, "os" the outputs, "ws" the weights.
+        slots: how many of the K weights of a column are stored: all, or n of each m; flow: what
+          stays in the array's units, "os" the outputs, "ws" the weights.
         """
         # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
@@ -121,7 +121,7 @@ class Sat:
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
         """Compute the cycles of a layer's training step.
 
-        layer: its sizes; training: N:M training by BDWP, None = dense.
+        training: N:M training by BDWP, None = dense.
         """
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
@@ -184,10 +184,9 @@ def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
     """List the sizes of the linear maps and convolutions that a forward calls, in order.
 
-    model: the network; inputs: its arguments for one sample; batch: the number of samples of a
-      step, by which the number of rows is multiplied. Matrix products of attention are not listed.
-      The first layer, the last and grouped convolutions are marked as not to be pruned
-      (prunes=False), as in the paper.
+    batch: the number of samples of a step, by which the number of rows is multiplied. Matrix
+      products of attention are not listed. The first layer, the last and grouped convolutions are
+      marked as not to be pruned (prunes=False), as in the paper.
     """
     shapes: list[LayerShape] = []
 

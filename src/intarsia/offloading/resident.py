@@ -129,8 +129,8 @@ def slots_of(model: nn.Module) -> Slots:
 def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     """Convert a number of slots, a share or a size to a number of experts.
 
-    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: the packed
-    experts. Raises: ConfigError for fewer than two, or for text that is no size.
+    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB". Raises:
+    ConfigError for fewer than two, or for text that is no size.
     """
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"

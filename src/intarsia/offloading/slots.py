@@ -58,10 +58,7 @@ class Slots:
         self.places = [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
-        """Announce the experts that a layer is about to compute, and begin to read them.
-
-        layer: number of the layer; experts: their numbers, in ascending order.
-        """
+        """Announce the experts that a layer is about to compute, and begin to read them."""
         # an earlier layer again: another forward has begun
         if layer <= self.layer:
             self.cache.begin()
@@ -75,7 +72,7 @@ class Slots:
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
         """Return an expert's tensors by name, after it was read into its slot.
 
-        layer, number: of the expert. The tensors are valid until another expert is requested.
+        The tensors are valid until another expert is requested.
         """
         key = layer, number
         if self.in_use != key:

@@ -93,8 +93,8 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
     """Return, for each layer with experts, a function that reads one expert's tensors.
 
-    source: the saved model. Returns path of the layer's experts -> function of the expert's number;
-    its tensors have the names and order of transformers' stacked experts.
+    Returns path of the layer's experts -> function of the expert's number; its tensors have the
+    names and order of transformers' stacked experts.
     Raises: TargetError for a model without experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
@@ -298,7 +298,7 @@ class ExpertStore:
     def read(self, layer: int, expert: int, into: memoryview) -> int:
         """Read an expert into given memory, check its SHA-256, and return the number of bytes.
 
-        layer, expert: their numbers; into: memory of at least the expert's size.
+        into: memory of at least the expert's size.
         Raises: CheckpointError for an expert that is cut short or changed.
         """
         entry = self.layers[layer]

@@ -283,8 +283,7 @@ class FssdpExperts(Sharded):
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
             """Gather copies of the held experts' weights from their owners, and compute rows.
 
-            rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each
-              expert owned here; phase: the exchange's name in byte counts.
+            rows: (M, d); mine: (own, P), P weights of each expert owned here.
             """
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
@@ -350,8 +349,7 @@ class _Again(torch.autograd.Function):
     ) -> Tensor:
         """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
 
-        rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each expert
-        owned here.
+        rows: (M, d); mine: (own, P), P weights of each expert owned here.
         """
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
@@ -382,8 +380,7 @@ def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase:
     """Gather the weights of the experts that this process is to hold from their owners.
 
     mine: (own, P), P weights of each expert owned here, by expert; owner: (E,), the process that
-      owns each expert; holds: (D, E) bool, which process is to hold which expert; wire: the layer's
-      exchanges between processes; phase: the exchange's name in byte counts.  -> (held, P), by
+      owns each expert; holds: (D, E) bool, which process is to hold which expert.  -> (held, P), by
       expert. In the backward, owners add up the gradients of all copies.
     """
     rank, world = wire.rank, wire.world

@@ -380,8 +380,7 @@ def degrees(experts: int, devices: int) -> tuple[int, ...]:
 def slice_weights(size: ExpertSize, slices: int) -> int:
     """Return the bytes of a slice of an expert's hidden units.
 
-    size: the whole expert's widths and bytes; slices: the number of slices. With biases each slice
-    has an output bias, too, which is 0 in all but the first.
+    With biases each slice has an output bias, too, which is 0 in all but the first.
     """
     inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
     return (inner * size.hidden // slices + size.bias * size.width) * size.item
@@ -391,9 +390,9 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
     """Return the bytes that a device receives in a forward of a layer.
 
     degree: r, the number of groups of devices that each compute a part of an expert's hidden units;
-      experts: E; devices: D; places: C, how many rows an expert takes from each device; size: an
-      expert's widths and bytes. An expert has S = max(1, D / E) slices. With r = 0 all weights
-      come; else 2 C E r / D rows from each other device, and the weights of S / r - 1 slices.
+      experts: E; devices: D; places: C, how many rows an expert takes from each device. An expert
+      has S = max(1, D / E) slices. With r = 0 all weights come; else 2 C E r / D rows from each
+      other device, and the weights of S / r - 1 slices.
     """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)

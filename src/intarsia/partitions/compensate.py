@@ -31,8 +31,7 @@ class GroupCode(Protocol):
     def begin(self, columns: Tensor, start: int) -> None:
         """Prepare to round the next group of columns, for example choose their scale.
 
-        columns: (out, group), from which the errors of earlier columns are subtracted already;
-          start: the number of the first one in the weight.
+        columns: (out, group), from which the errors of earlier columns are subtracted already.
         """
         ...
 

@@ -60,7 +60,7 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
     A block is `rows` consecutive rows and one column. In each matrix the share `density` of the
     blocks is kept, the ones with the largest means; all weights of other blocks are dropped.
     weights: (out, in) each, >= 0, such as |W|; order: (out,) int64, row i becomes the former row
-      order[i]; rows: the number of rows of a block; density: 0 ... 1.
+    order[i]; density: 0 ... 1.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -74,8 +74,8 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
     """Find an order of rows with which blocks of consecutive rows keep larger weights.
 
     A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
-    weights: (out, in) each, >= 0, with their rows reordered in the same way; rows: the number of
-    rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
+    weights: (out, in) each, >= 0, with their rows reordered in the same way; rounds: repetitions of
+    step 2.
     1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
       rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
     2. Columns are chosen for each group, then rows are assigned to the groups again (Hungarian

@@ -78,8 +78,8 @@ def affinity(
     """Return how much traffic each expert of a layer shares with each device, (E, D) float64.
 
     Traffic is counted in transitions: tokens that go from an expert of one layer to an expert of
-      the next. transitions_after: (E, E) after each layer but the last; owner: (L, E), the device
-      of each expert; layer: its index; devices: D.
+    the next. transitions_after: (E, E) after each layer but the last; owner: (L, E), the device of
+    each expert; devices: D.
     """
     traffic = torch.zeros(owner.shape[1], devices, dtype=torch.float64)
     if layer:
@@ -92,7 +92,7 @@ def affinity(
 def transitions(trace: Trace) -> list[Tensor]:
     """Count, for each two successive layers, the tokens that go from each expert to each, (E, E).
 
-    trace: recorded routing. Returns L - 1 matrices, float64.
+    Returns L - 1 matrices, float64.
     """
     return [trace.transitions(layer) for layer in range(trace.layers - 1)]
 

@@ -268,7 +268,7 @@ def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
 def most_used(demand: Iterable[Iterable[Key]], slots: int) -> list[Key]:
     """Return the experts that most steps used, to fill a cache before the first step.
 
-    demand: for each step the (layer, expert) that it uses; slots: how many to return.
+    demand: for each step the (layer, expert) that it uses.
     """
     counts: dict[Key, int] = {}
     for step in demand:

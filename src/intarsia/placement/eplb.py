@@ -102,8 +102,7 @@ class Eplb:
 def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
     """Choose which experts get copies: each further copy goes to the largest load per copy.
 
-    load: (E,), tokens of each expert; redundant: copies beyond one of each; limit: copies of one
-      expert at most. Returns the expert of each copy, in ascending order.
+    load: (E,), tokens of each expert. Returns the expert of each copy, in ascending order.
     Raises: ConfigError for more copies than the limit allows.
     """
     count = [1] * len(load)

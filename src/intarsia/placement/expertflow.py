@@ -116,7 +116,7 @@ class TokenTable:
 def recall(table: TokenTable, trace: Trace) -> float:
     """Return the share of the tokens' k experts that are among the k likeliest of the table.
 
-    table: chances by token id; trace: recorded routing with token ids, other than the table's.
+    trace: recorded routing with token ids, other than the table's.
       Returns 0 ... 1.
     """
     assert trace.token is not None
@@ -250,7 +250,7 @@ def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> in
 def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
     """Count the experts that some sequence of a batch uses, summed over batches.
 
-    routes: (S, L, E) bool, the experts of each sequence; batches: the sequences of each.
+    routes: (S, L, E) bool, the experts of each sequence.
     """
     return sum(int(routes[list(batch)].any(0).sum()) for batch in batches)
 

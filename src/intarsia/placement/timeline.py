@@ -150,7 +150,6 @@ def durations(step: PlanStep, topology: Topology) -> Tensor:
 
     compute: operations over speed. load: bytes over the host-to-device bandwidth. link: for all
       devices the time of the slowest, which sends and receives at once, and the largest latency.
-      topology: these speeds.
     """
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":

@@ -44,7 +44,7 @@ class Piece:
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
     """Write this process's safetensors file; return its entry for the manifest.
 
-    path: of the file; tensors: name -> a whole weight, or a `Piece` with some experts' rows of one.
+    tensors: name -> a whole weight, or a `Piece` with some experts' rows of one.
     """
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
@@ -138,7 +138,7 @@ class Pieces:
     def rows(self, key: str, index: Tensor) -> Tensor:
         """Read the rows of some experts of a weight, from whichever files have them.
 
-        key: the weight's name; index: (n,), the experts. Returns (n, ...).
+        index: (n,), the experts. Returns (n, ...).
         Raises: CheckpointError for bytes that changed.
         """
         # the row of the result that each wanted expert gets

@@ -242,8 +242,8 @@ def _shortened(text: str, width: float) -> str:
 def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") -> str:
     """Return a text as an SVG element, escaped.
 
-    x, y: position in pixels; anchor: "start", "middle" or "end" of the text lies there; attributes:
-      further ones of the element, with a space at the end.
+    anchor: "start", "middle" or "end" of the text lies there; attributes: further ones of the
+      element, with a space at the end.
     """
     return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
@@ -333,9 +333,8 @@ def _draw_bars(chart: BarChart, label: str) -> str:
 def svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
     """Return an SVG element.
 
-    width, height: in pixels; label: a description for readers who cannot see it; parts: the
-      elements inside; style: CSS of a drawing that keeps its size in pixels and is scrolled if it
-      is too wide, "" for one that fits itself to the page.
+    label: a description for readers who cannot see it; style: CSS of a drawing that keeps its size
+      in pixels and is scrolled if it is too wide, "" for one that fits itself to the page.
     """
     size = f' width="{width:.0f}" height="{height:.0f}" style="{style}"' if style else ""
     view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
@@ -362,9 +361,8 @@ class Points:
 def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
     """Return a chart of scores against their cost: trained parameters or training seconds.
 
-    series: a method's runs each; y: title of the vertical axis; seconds: True for seconds, False
-      for parameters on a logarithmic axis. Each run has a small mark, each mean a large one with
-      its spread.
+    seconds: True for seconds, False for parameters on a logarithmic axis. Each run has a small
+      mark, each mean a large one with its spread.
     """
     unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
     drawn: list[Series] = []

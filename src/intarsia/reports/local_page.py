@@ -91,8 +91,7 @@ def serve_page(
 ) -> None:
     """Serve a page on this machine until the user presses Ctrl-C.
 
-    page: the HTML text; answers, port: see `LocalPage`; say: prints the address; note: prints that
-      it has stopped.
+    page: the HTML text; answers, port: see `LocalPage`.
     """
     with LocalPage(page, answers, port=port) as served:
         say(f"{served.url}  (Ctrl-C stops it)")

@@ -36,7 +36,6 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
 def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
     """Return the report of a file of `intarsia spans`: how far back each attention head looks.
 
-    content: the file's JSON; name: the file's name, for errors.
     Raises: CheckpointError for a file of anything else.
     """
     try:

@@ -87,7 +87,7 @@ def weights(groups: Sequence[str]) -> np.ndarray:
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
     """Return Student's confidence interval of the mean of one sample; infinite for a single value.
 
-    values: the sample; level: probability of the interval, 0.95 by default.
+    level: probability of the interval, 0.95 by default.
     """
     from scipy.stats import t
 
@@ -221,7 +221,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
 
     pairs: (tasks, seeds), such as the difference of two methods' scores on each task at each seed;
     NaN = the task was not run at that seed. There are two tasks or more, each with a number. Tasks
-    are drawn first, then the seeds of each drawn task (percentile method). seed: of the draws.
+    are drawn first, then the seeds of each drawn task (percentile method).
     Returns the ends of the interval, low and high, in the unit of `pairs`.
     """
     from scipy.stats import bootstrap
@@ -319,7 +319,7 @@ def ranking(means: np.ndarray) -> Ranking | None:
 def critical_difference(methods: int, tasks: int) -> float:
     """Return Nemenyi's critical difference: average ranks further apart differ at the 0.05 level.
 
-    methods, tasks: their numbers. Source: Demsar 2006.
+    Source: Demsar 2006.
     """
     from scipy.stats import studentized_range
 

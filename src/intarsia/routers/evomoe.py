@@ -135,7 +135,6 @@ class EvoMoeRouter(Router):
     def before_step(self, step: int, steps: int) -> None:
         """Set the training step, from which the temperature follows.
 
-        step: counted from 0; steps: number of steps of the training.
         Raises: ConfigError for a step that is not in the training.
         """
         between("step", step, 0, steps - 1, fix="Count from 0.")

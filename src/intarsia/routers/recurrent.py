@@ -88,10 +88,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return RecurrentRouter, self.config.hidden
 
     def follow(self, first: Self, layer: int) -> None:
-        """Make this the router of layer number `layer` and use the GRU cell of the first layer's.
-
-        first: the router of the first layer, which may be this one.
-        """
+        """Make this the router of layer number `layer`, with the GRU cell of the first."""
         super().follow(first, layer)
         (cell,) = first._cell
         self._cell = (cell,)

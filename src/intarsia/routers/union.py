@@ -100,7 +100,6 @@ class UnionRouter(Router):
         """Set the share of pairs (token, expert) that are kept in this training step.
 
         During the warmup it falls linearly from 1 to `share` of the router's settings.
-        step: counted from 0; steps: number of steps of the whole training.
         """
         done = 1.0 if not self.config.warmup else min(1, step / (self.config.warmup * steps))
         self.warm = 1 - done * (1 - self.config.share)

@@ -134,8 +134,7 @@ def write_blend(
 def open_blend(folder: str | Path, *, as_trained: bool = True) -> BlendRun:
     """Open a blend of finished runs.
 
-    folder: as `write_blend` wrote it. as_trained: keep the frozen weights in the dtype of the
-    training; False = float32.
+    as_trained: keep the frozen weights in the dtype of the training; False = float32.
     Raises: CheckpointError for damaged files; as `open_run` says of each member.
     """
     folder = Path(folder)

@@ -146,11 +146,7 @@ def check_options(experiment: Experiment) -> None:
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
-    """Return the training, validation and test rows of tokens of an experiment's texts.
-
-    experiment: names the texts, the length of a row and the seed of the split. tokenizer: the
-    language model's. report: gets lines of progress.
-    """
+    """Return the training, validation and test rows of tokens of an experiment's texts."""
     source, seed = experiment.pictures, experiment.training.seed
     return load_texts(
         source.data,
@@ -169,8 +165,7 @@ def with_method(
 ) -> nn.Module:
     """Return the language model, changed by a method, for example with adapters added.
 
-    method: its settings. experiment: says at which blocks and modules. No head is trained. train:
-    the training rows, from which a pruner takes its calibration rows.
+    No head is trained. train: the training rows, from which a pruner takes its calibration rows.
     """
     change = settings.change_of(method, experiment.adapted, head=None)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

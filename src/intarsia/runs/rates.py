@@ -62,9 +62,8 @@ class RateSearch:
         """Search each method's learning rate on validation parts; return the runs with the rates.
 
         Each method tries every rate at several seeds ("draws"); its score at a rate is the mean
-        over the draws, averaged with the neighbouring rates. runs: planned runs, with any rate.
-        out: folder that stores the scores, so that a stopped search can resume. report: gets lines
-        of progress. fixed: methods that keep their rate.
+        over the draws, averaged with the neighbouring rates. out: folder that stores the scores, so
+        that a stopped search can resume. fixed: methods that keep their rate.
         Raises: ConfigError for a run without a validation part, and for finished runs of another
         comparison in their folders; TrainingError if all trials of a method failed.
         """

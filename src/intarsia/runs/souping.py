@@ -51,12 +51,11 @@ def soup_runs(
 ) -> dict[str, Any]:
     """Write the average of the weights of finished runs (a "model soup") as a run.
 
-    folders: of the runs. out: folder of the new one, to evaluate, predict, report and export.
-    weights: of the average, None = equal. by_val: take runs in, from the best on, as long as the
-    score on the val part does not fall. line: score 11 places on the way between the two runs that
-    are farthest apart, on val, for the report. device: see `device_named`. report: gets lines of
-    progress. Batch norms are counted again on a fifth of the training part. Returns the contents of
-    run.json.
+    out: folder of the new one, to evaluate, predict, report and export. weights: of the average,
+    None = equal. by_val: take runs in, from the best on, as long as the score on the val part does
+    not fall. line: score 11 places on the way between the two runs that are farthest apart, on val,
+    for the report. device: see `device_named`. Batch norms are counted again on a fifth of the
+    training part. Returns the contents of run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, for one run named twice, and for weights with by_val; DataError without a val
     part of its own.
@@ -200,8 +199,8 @@ class Kitchen:
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the validation scores of (1 - t) a + t b, for the two runs farthest apart.
 
-        states: the runs' tensors. apart: the distance of each pair, with their indices "a" and "b".
-        t takes LINE values from 0 to 1.
+        apart: the distance of each pair, with their indices "a" and "b". t takes LINE values from 0
+        to 1.
         """
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])

@@ -244,10 +244,7 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """Record which experts each token is routed to, without the experts that are skipped.
-
-    on: the model so far, with its thresholds for skipping; rows: batches of token ids.
-    """
+    """Record which experts each token is routed to, without the experts that are skipped."""
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts

@@ -54,7 +54,7 @@ def answers_page(
 ) -> Path:
     """Write a page of pictures, as the model reads them, with its answer to each.
 
-    answers: one for each picture. A model with experts over patches gets the page that shows them.
+    A model with experts over patches gets the page that shows them.
     Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):

@@ -70,7 +70,7 @@ class OwnProcess:
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one trial's work in the process of this executor, started at the first call.
 
-        work: a function that can be imported by name; inputs: its argument. Returns its result.
+        work: a function that can be imported by name. Returns its result.
         Raises: Died if the process ends before its work does; the work's own error.
         """
         if self._pipe is None:

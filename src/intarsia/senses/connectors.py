@@ -121,9 +121,9 @@ class Resampler(nn.Module):
 def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
     """Return position encodings of queries and keys, of sines and cosines.
 
-    queries, keys: their numbers; width: of the encoding. If both numbers are squares, places are
-    columns and rows of a grid, each encoded in half of the width; else they are numbers in a row.
-    The keys have the queries' table, resized as a picture is.
+    If both numbers are squares, places are columns and rows of a grid, each encoded in half of the
+    width; else they are numbers in a row. The keys have the queries' table, resized as a picture
+    is.
     Returns (queries, width), (keys, width).
     """
     side, key_side = math.isqrt(queries), math.isqrt(keys)
@@ -220,8 +220,7 @@ def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
 def check_pooled(reads: int, vectors: int, grid: bool) -> None:
     """Check that averaging neighbours can turn `reads` vectors into `vectors`.
 
-    reads: number that the encoder returns; grid: they are a square of patches, so that `vectors`
-    must be a square number.
+    grid: they are a square of patches, so that `vectors` must be a square number.
     Raises: ConfigError.
     """
     side = math.isqrt(vectors)

@@ -249,8 +249,7 @@ def embed_with_senses(
 ) -> tuple[Tensor, Tensor, bool] | None:
     """Embed token ids, and put the vectors of pictures and sounds at their marks, negative ids.
 
-    host: the decoder; ids: (B, T); mask: (B, T), 0 = padding, None = none; inputs: features by
-    name.
+    ids: (B, T); mask: (B, T), 0 = padding, None = none.
     Returns embeddings (B, T, d), mask (B, T), and whether some vectors are masked; None for a
     batch of text alone in a model with connectors that are not trained now.
     Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the

@@ -62,7 +62,6 @@ class Generation:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of an answer; closing the generator stops the request.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended by an error.
         """
         if not self.alive():

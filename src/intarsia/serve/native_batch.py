@@ -64,7 +64,6 @@ class NativeBatch:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of a request; closing the generator stops it.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended.
         """
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()

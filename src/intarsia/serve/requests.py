@@ -33,7 +33,7 @@ class RequestReader:
     def read(self, raw: bytes, route: str) -> tuple[ChoicesRequest, dict[str, Any]]:
         """Read the body of a request; return the choices to generate, and its parameters.
 
-        raw: bytes of the body; route: name of the path, as `CHATS`. Raises: Refused.
+        route: name of the path, as `CHATS`. Raises: Refused.
         """
         body = parsed(raw)
         if body.get("model") is None:

@@ -85,8 +85,8 @@ class NewToken:
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
     """Return a model's generation settings with the temperature and top_p of a request.
 
-    defaults: the model's settings; parameters: of the request. If the request has neither, the
-    model's settings stay; temperature 0 takes the most probable token.
+    If the request has neither, the model's settings stay; temperature 0 takes the most probable
+    token.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)

@@ -49,7 +49,6 @@ class StockBatch:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of a request; closing the generator stops it.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended.
         """
         # a name of our own, since clients choose theirs

@@ -64,10 +64,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """Put tensors back into the JSON that `flatten` returned: its inverse.
-
-    tree: the JSON; tensors: path -> tensor.
-    """
+    """Put tensors back into the JSON that `flatten` returned: its inverse."""
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
     if not isinstance(tree, dict):
@@ -106,8 +103,8 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
     """Write a checkpoint from several processes: each writes its own experts, the first the rest.
 
-    Called by every process. folder: of the checkpoints; state: as in `save`, in which a `Piece` is
-    this process's part of a weight; group: of the processes, None = all.
+    Called by every process. state: as in `save`, in which a `Piece` is this process's part of a
+    weight; group: of the processes, None = all.
     Raises: as `save`, in all of them; TrainingError where one is gone.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)

@@ -81,7 +81,6 @@ class Learner:
     def remember(self, samples: int) -> None:
         """Prepare to store a value for each training sample, if the objective compares epochs.
 
-        samples: number of training samples.
         Raises: ConfigError in several processes: each would see other samples.
         """
         if not isinstance(self.objective, OnePass):
@@ -102,8 +101,8 @@ class Learner:
         """Take one optimiser step; return lr, loss, accuracy and the loss's parts, to be logged.
 
         batches: parts of the step's batch; their gradients are added up; step: number from 0;
-          steps: in the whole training; positions: for each part the numbers of its samples in the
-          training data, for an objective that stores something for each.
+          positions: for each part the numbers of its samples in the training data, for an objective
+          that stores something for each.
         Raises: TrainingError if the loss or a gradient is not finite; the parameters are then those
           before the step.
         """
@@ -231,8 +230,8 @@ class Learner:
     def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
         """Move experts between processes, if the strategy of expert parallelism plans it now.
 
-        step: number of steps done; best: path -> value of the weights in the best epoch, which are
-          moved along, as are the optimiser's states.
+        best: path -> value of the weights in the best epoch, which are moved along, as are the
+          optimiser's states.
         """
         for path, weight, move in self.parts.moves(step):
             for key, value in self.optimizer.state.get(weight, {}).items():

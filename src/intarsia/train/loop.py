@@ -147,7 +147,7 @@ class Loop:
     def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
         """Distribute the model's experts over the processes in the context, if that is set.
 
-        ranks: the processes. Yields this process's part of the model.
+        Yields this process's part of the model.
         Raises: TrainingError inside, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)

@@ -70,10 +70,7 @@ class Order:
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
-        """Return the positions of one share of a batch, which one process computes.
-
-        batch: positions of all its samples; share: number of the share.
-        """
+        """Return the positions of one share of a batch, which one process computes."""
         size = len(batch) // self.shares
         return tuple(batch[share * size : (share + 1) * size])
 
@@ -272,8 +269,7 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
     """Yield the batches of the keys, in their order.
 
-    reader: the dataset; keys: (epoch, positions) of each batch; workers: processes that load data,
-      0 = this one.
+    keys: (epoch, positions) of each batch; workers: processes that load data, 0 = this one.
     Raises: TrainingError if a worker process fails.
     """
     if workers and keys:

@@ -29,8 +29,7 @@ def preference_loss(
     """Compute mean -log sigma(beta [(c - c_ref) - (r - r_ref)]), the loss of DPO.
 
     c, r: `chosen` and `rejected` (B,), log-probabilities of whole samples under the model; c_ref,
-    r_ref: `ref_chosen` and `ref_rejected` (B,), the same under the reference model; beta: how
-    strongly it follows the preference.
+    r_ref: `ref_chosen` and `ref_rejected` (B,), the same under the reference model.
     Source: arXiv:2305.18290, equation 7.
     """
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)

@@ -89,7 +89,7 @@ class Bar:
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
         """Update the bar after a step.
 
-        done: number of steps done; line: the values of the step, with "split", "epoch", "seconds".
+        line: the values of the step, with "split", "epoch", "seconds".
         """
         split = str(line["split"])
         # the few numbers that fit on a line: what the task is judged by
@@ -256,10 +256,7 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
-    """Send the numbers of a line of metrics to all trackers, each named `split/name`.
-
-    line: has "split", "step" and values.
-    """
+    """Send the numbers of a line of metrics to all trackers, each named `split/name`."""
     split, step = line["split"], line["step"]
     values = {
         f"{split}/{name}": value

@@ -68,9 +68,9 @@ def fit_once(
 ) -> Run:
     """Train a model once: a `fit`, or one phase of a method that trains in phases.
 
-    job: model, data and settings; record: notes of the caller for run.json; evaluate_every: epochs
-      between two validations, 0 for none; write: puts the trained model into the run's folder;
-      finish: is called with the result before it is written, and returns the result to write.
+    evaluate_every: epochs between two validations, 0 for none; write: puts the trained model into
+      the run's folder; finish: is called with the result before it is written, and returns the
+      result to write.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is

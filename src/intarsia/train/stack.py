@@ -67,10 +67,7 @@ class Stack:
         self._together: tuple[list[int], Together | None] = [], None
 
     def meet(self, run: int, request: _Request) -> Any:
-        """Wait until all runs have made a request; return the answer to this one's.
-
-        run: number of the run; request: for its logits or its gradients.
-        """
+        """Wait until all runs have made a request; return the answer to this one's."""
         # the generators are put aside: the next run has its own
         self.random[run] = global_state()
         self.asked[run] = request

@@ -129,9 +129,8 @@ class Prior:
     def latents(self, level: int, deviates: Array) -> Array:
         """Compute latents of the prior from normal deviates z: mean + scale z, in whole numbers.
 
-        level: the number of the level with the mean and scale; deviates: z, (..., columns), in
-          units of 1 / UNIT.  -> (..., columns) int64, in units of 1 / (FIXED * UNIT), the same on
-          every machine.
+        deviates: z, (..., columns), in units of 1 / UNIT.  -> (..., columns) int64, in units of 1 /
+          (FIXED * UNIT), the same on every machine.
         """
         mean, scale = (x[level].numpy().astype(np.int64) for x in (self.mean, self.scale))
         return mean * UNIT + scale * deviates.astype(np.int64)

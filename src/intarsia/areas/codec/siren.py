@@ -21,7 +21,7 @@ UP = 4, 2, 2  # factors of upsampling the latents; their product is STEP
 def fourier(patch: Sequence[int]) -> Tensor:
     """Compute Fourier features of the points of a patch: cos and sin of pi w x, x in (-1, 1).
 
-    patch: points along each axis.  -> (points, features), with frequencies w from 1 to HIGHEST.
+    -> (points, features), with frequencies w from 1 to HIGHEST.
     """
     axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
@@ -154,7 +154,7 @@ class SignalDecoder(nn.Module):
 def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
     """Join patches to whole signals, (signals, C, *(tiles * side)).
 
-    x: (signals * patches, C, *side), row-major; tiles: patches along each axis.
+    x: (signals * patches, C, *side), row-major.
     """
     n, side = len(tiles), x.shape[2:]
     x = x.reshape(-1, *tiles, x.shape[1], *side)  # signal, tiles, C, side
@@ -166,8 +166,7 @@ def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
 def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
     """Cut whole signals into patches, the inverse of `stitch`.
 
-    x: (signals, C, *(tiles * side)); tiles: patches along each axis.  -> (signals * patches, C,
-      *side).
+    x: (signals, C, *(tiles * side)).  -> (signals * patches, C, *side).
     """
     n = len(tiles)
     side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]

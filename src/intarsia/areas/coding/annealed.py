@@ -195,10 +195,7 @@ class Annealed(
         return float(self.score_samples(X).mean())
 
     def posterior(self, X: Any, n_states: int = 10) -> Posterior:
-        """Return each sample's most probable states, with their probabilities.
-
-        X: (n, D); n_states: the number of states for each sample.
-        """
+        """Return each sample's most probable states, with their probabilities.  X: (n, D)."""
         at_least("n_states", n_states, 1)
 
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:

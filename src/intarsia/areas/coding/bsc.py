@@ -30,8 +30,7 @@ coding = partial(
 def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> Params:
     """Draw the first components W = mean + N(0, sd / 4), and set sigma^2 to the mean variance.
 
-    mean: (D,) of the data; spread: sd, their standard deviation; atoms: the number of components;
-      random: the source of the draws.
+    mean: (D,) of the data.
     """
     noise = random.standard_normal((atoms, len(mean))) * spread / 4
     return {"W": mean + noise, "noise": np.array(spread**2)}
@@ -75,7 +74,7 @@ def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
 def top_indices(score: Array, width: int) -> Array:
     """Return the indices of the largest scores of each row, ascending.
 
-    score: (n, H); width: how many of each row.  -> (n, width).
+    score: (n, H).  -> (n, width).
     """
     if width == score.shape[1]:
         return np.broadcast_to(np.arange(width), score.shape)

@@ -94,8 +94,8 @@ def diagonal_posteriors(
 
     For a diagonal prior covariance psi of the strengths; see `extend_sets` for a set's posterior.
     single: posteriors of each of a sample's H' candidates alone; precision: (n, H', H'), and eta:
-      (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a
-      candidate's prior adds; states: the sets. Returns a posterior of all sets for each size.
+    (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a candidate's
+    prior adds. Returns a posterior of all sets for each size.
     """
     level, sets = single, []
     for members, parent in states.levels:

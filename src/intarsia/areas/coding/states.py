@@ -90,7 +90,7 @@ class States:
         """Expand numbers of states to the values of all causes, 0 = off: (n, k, causes).
 
         index: (n, k), the numbers of k states of each of n samples; candidates: (n, width), numbers
-          of the causes that may be on in each sample; causes: how many there are in all.
+          of the causes that may be on in each sample.
         """
         m = len(self.values)
         states = np.zeros((len(index), index.shape[1], causes))

@@ -60,7 +60,7 @@ def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: li
     sigmoid is the higher, the more familiar the item is: a G^b, G the mean of the modules' largest
     evidence.
     evidence: V of each unit, (Q, K), Q modules of K units; expansion: (a, b); floor: psi of a unit
-      without evidence; seed: for this draw. Returns the number of the winner in each module, (Q,).
+      without evidence. Returns the number of the winner in each module, (Q,).
     """
     a, b = expansion
     eta = a * evidence.max(axis=1).mean() ** b  # a G^b: the more familiar, the steeper

@@ -89,11 +89,10 @@ def generate_items(
 ) -> GeneratedItems:
     """Generate items after each history: the `width` best sequences, or as many draws.
 
-    model: computes log-probabilities of tokens; paths: the trie of semantic ids; x: (B, n),
-      histories, as numbers of items from 1; items: how many to generate; width: sequences for each
-      history; excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the
-      generator to sample with, None = beam search. A token is allowed where an item that was not
-      generated yet is below it in the trie, so that every sequence can be finished.
+    model: computes log-probabilities of tokens; x: (B, n), histories, as numbers of items from 1;
+      excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the generator
+      to sample with, None = beam search. A token is allowed where an item that was not generated
+      yet is below it in the trie, so that every sequence can be finished.
     Raises: DataError where fewer items are left.
     """
     batch, rows = len(x), len(x) * width

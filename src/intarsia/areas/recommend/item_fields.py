@@ -55,10 +55,7 @@ class FieldCoding:
         return {WORDS: len(self.words) + 1, TEXT: HASHES, NUMBER: len(self.edges) + 2}[self.kind]
 
     def codes(self, values: ItemField) -> Array:
-        """Code values as whole numbers, (items, longest), padded with -1; 0 for an unknown value.
-
-        values: the field's, one or several for each item.
-        """
+        """Code values as whole numbers, (items, longest), padded with -1; 0 = an unknown value."""
         if self.kind == NUMBER:
             numbers = np.asarray(values.values, dtype=float)
             # numbers are coded by the interval that they lie in; 0 is a number that is missing

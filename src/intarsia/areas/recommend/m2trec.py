@@ -250,8 +250,8 @@ class M2TRecModel(Recommender):
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
         """Add items by their fields alone, without training.
 
-        ids: their names; fields: name -> its values for these items. Raises: DataError for an id
-          that is known, or a field that is missing; ConfigError for a model of ids.
+        fields: name -> its values for these items. Raises: DataError for an id that is known, or a
+          field that is missing; ConfigError for a model of ids.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Build it by M2TRec(...), whose items are their fields."
@@ -266,8 +266,7 @@ class M2TRecModel(Recommender):
         """Return how much each field adds to an item's score: field -> number, the largest first.
 
         It is the item's score minus its score when this field is left out of the item. query: a
-        user's id, or ids of a session's items; item: its name.  Raises: DataError for an unknown
-        item.
+        user's id, or ids of a session's items.  Raises: DataError for an unknown item.
         """
         return self.reasons(query, [item])[0]
 
@@ -276,8 +275,8 @@ class M2TRecModel(Recommender):
     ) -> list[dict[str, float]]:
         """Return `explain` of each of several items; the session is encoded only once.
 
-        query: a user's id, or ids of a session's items; items: names of items to explain. Raises:
-          ConfigError for a model of items without fields.
+        query: a user's id, or ids of a session's items. Raises: ConfigError for a model of items
+          without fields.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."

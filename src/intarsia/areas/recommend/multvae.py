@@ -77,10 +77,7 @@ class MultVaeModel(Ranker):
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return a data set with each user once, next to her last item, which the loss ignores.
-
-        events: sorted by user.
-        """
+        """Return a data set with each user once, next to her last item, which the loss ignores."""
         users, first = torch.from_numpy(events.users).unique_consecutive(return_inverse=True)
         # The end of each user's run of events, less 1.
         last = torch.bincount(first).cumsum(0) - 1

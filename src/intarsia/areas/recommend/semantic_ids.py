@@ -80,8 +80,7 @@ def kmeans(
 ) -> tuple[Array, Array]:
     """Cluster vectors by Lloyd's algorithm from random points.
 
-    x: (N, d); count: of clusters; balanced: each cluster gets as many vectors; random: the source
-      of the start.  -> labels (N,), centres (count, d).
+    x: (N, d); balanced: each cluster gets as many vectors.  -> labels (N,), centres (count, d).
     """
     centres = x[random.permutation(len(x))[:count]].copy()
     label = np.full(len(x), -1)
@@ -165,8 +164,8 @@ def entropy(counts: Array) -> float:
 def item_vectors(train: Interactions, width: int = 32) -> Array:
     """Compute unit vectors of items, (items, width): right singular vectors of the training events.
 
-    train: the training events; width: number of singular vectors. The matrix of users by items is
-      divided by the roots of both counts of events; items without events have 0.
+    width: number of singular vectors. The matrix of users by items is divided by the roots of both
+      counts of events; items without events have 0.
     """
     size = (len(train.user_ids), len(train.item_ids))
     matrix = np.zeros(size)

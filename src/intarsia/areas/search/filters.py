@@ -67,7 +67,7 @@ def parse_filters(conditions: Sequence[str]) -> list[Condition]:
 def masks_of(segments: Sequence[Segment], conditions: Sequence[str]) -> list[np.ndarray] | None:
     """Return which documents of each segment meet all conditions, (documents,) bool each.
 
-    segments: parts of an index; conditions: texts; without any, None is returned.
+    conditions: texts; without any, None is returned.
     Raises: ConfigError for another form; UnknownName for a field that no document has; DataError.
     """
     if not conditions:

@@ -62,8 +62,7 @@ class Segment:
     def write(self, folder: Path, stored: str) -> str:
         """Write the segment, unless its file exists; return its SHA-256.
 
-        folder: of the index; stored: type of the weights, such as "float16".  Raises:
-          TrainingError.
+        stored: type of the weights, such as "float16".  Raises: TrainingError.
         """
         arrays = self.postings.encode(stored) | _pack_texts("ids", self.ids)
         if self.stems is not None:
@@ -82,8 +81,8 @@ class Segment:
     def read(cls, path: Path, count: int, digest: str, deleted: Sequence[int]) -> Segment:
         """Read a file that `write` wrote.
 
-        path: of the file; count, digest, deleted: documents, SHA-256 and deleted documents by
-          meta.json.  Raises: CheckpointError if it is damaged.
+        count, digest, deleted: documents, SHA-256 and deleted documents by meta.json.  Raises:
+          CheckpointError if it is damaged.
         """
         try:
             content = map_checked(path, digest)
@@ -209,7 +208,7 @@ def unpacked_texts(name: str, arrays: dict[str, np.ndarray]) -> Sequence[str]:
 def arrays_of(content: mmap.mmap | bytes) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file by name, without a copy.
 
-    content: the file's. Raises: ValueError, KeyError, TypeError for another.
+    Raises: ValueError, KeyError, TypeError for another.
     """
     size = int.from_bytes(content[:8], "little")
     header = parse_json(content[8 : 8 + size])

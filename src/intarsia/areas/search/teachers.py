@@ -48,7 +48,7 @@ class Bm25:
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         """Score each query's candidates.
 
-        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
+        candidates: (queries, n), numbers of documents.  -> (queries, n).
         """
         words = stems(queries, BM25.language)
         rows = [
@@ -82,7 +82,7 @@ class DenseTeacher:
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         """Compute each query's cosines with its candidates.
 
-        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
+        candidates: (queries, n), numbers of documents.  -> (queries, n).
         """
         # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
@@ -104,8 +104,7 @@ def teachers_of(
 ) -> dict[str, Teacher]:
     """Build teachers by name: bm25, minilm, or a folder of a sentence encoder.
 
-    names: of the teachers; texts: the collection, by number; report: receives lines about
-      downloads. Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
+    Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
     """
     if not names or len(set(names)) != len(names):
         got, fix = ",".join(names) or "none", "For example: --teachers minilm,bm25"

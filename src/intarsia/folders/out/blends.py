@@ -76,8 +76,7 @@ def export_blend_timm(
     which needs Pillow, numpy and timm. An earlier export at `path` is replaced, anything else is
     not.
 
-    classes: names of the outputs. several_labels: outputs are logits of labels that may apply
-    together. report: is given lines of text.
+    several_labels: outputs are logits of labels that may apply together.
     Raises: as `export_timm` for each member.
     """
     target = Path(path)

@@ -64,7 +64,7 @@ class GgufNames:
         """Return a tensor with the rows of queries and keys in the order of llama.cpp's "llama".
 
         transformers rotates feature i of a head with i + D / 2, llama.cpp 2 i with 2 i + 1. Other
-        tensors are returned as they are. path: the tensor's name in the model.
+        tensors are returned as they are.
         """
         if (heads := self._turned(path)) is None:
             return tensor
@@ -72,10 +72,7 @@ class GgufNames:
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     def restored(self, path: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of a file with its rows in the model's order, the inverse of `ordered`.
-
-        path: the tensor's name in the model; tensor: its rows, of weights or of their bytes.
-        """
+        """Return a file's tensor with its rows in the model's order, the inverse of `ordered`."""
         if (heads := self._turned(path)) is None:
             return tensor
         # rows (head, i, half) -> (head, half, i)
@@ -162,7 +159,6 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
 def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
     """Return the architecture of a transformers model in llama.cpp, and GGUF's names of tensors.
 
-    host: the model; paths: names of the tensors in it.
     Raises: ExportError for an architecture, settings or tensors that llama.cpp does not know.
     """
     name = type(host).__name__

@@ -69,8 +69,7 @@ class Vocabulary:
 def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     """Return a tokenizer's vocabulary in the form that llama.cpp reads.
 
-    tokenizer: a fast one of transformers; size: rows of the model's embedding; ids that the
-    tokenizer does not use become "[PAD...]".
+    size: rows of the model's embedding; ids that the tokenizer does not use become "[PAD...]".
     Raises: ExportError for a tokenizer that is no byte-pair encoding, splits or changes text as
     none of llama.cpp's rules does, or has more tokens than the model.
     """

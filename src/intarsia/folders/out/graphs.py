@@ -197,7 +197,7 @@ def write_program(graph: Graph, target: Path, tolerance: float | None, report: R
 def target_of(path: str | Path, suffix: str) -> Path:
     """Return the path of the file to write.
 
-    suffix: that it must have, as ".onnx". Raises: ConfigError for a folder, or another suffix.
+    Raises: ConfigError for a folder, or another suffix.
     """
     target = Path(path)
     if target.suffix != suffix or target.is_dir():

@@ -235,8 +235,5 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
 def orders_to_json(
     groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
 ) -> list[list[int]]:
-    """Return the order of every free group as a list of numbers, [] for an unchanged one.
-
-    groups: those that can be reordered; orders: index of a group -> its order.
-    """
+    """Return the order of every free group as a list of numbers, [] for an unchanged one."""
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

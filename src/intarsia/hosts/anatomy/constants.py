@@ -87,9 +87,8 @@ class Constants:
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cached output of a module for this batch, instead of its forward.
 
-        number: the module's; compute: its own forward, for batches without cached outputs; x, args,
-        kwargs: its inputs. An output that only other cached modules read is not stored: x is
-        returned for it.
+        compute: its own forward, for batches without cached outputs. An output that only other
+        cached modules read is not stored: x is returned for it.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -132,8 +131,7 @@ def keeping_constants(
     Yields those rows for the training set, and a function that makes them for another set; the sets
     as they are if there is nothing to cache, or no memory for it. Plain tokens can still be read,
     and outputs are the same to rounding.
-    model: one that reads tokens (`reading_tokens`), with weights in the type of the training;
-    tokens: the training set; dtype: type of the computation.
+    model: one that reads tokens (`reading_tokens`), with weights in the type of the training.
     An AdaptFormer in its first trained block, for example, then computes neither that block's
     attention nor its MLP.
     """
@@ -181,7 +179,7 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
     """Find the frozen modules that output the same in every step; None without any.
 
-    model: one that reads tokens; x: (B, T, d), a few of them; dtype: type of the computation.
+    x: (B, T, d), a few of them.
     """
     device = next(model.parameters()).device
     x = x.to(device)

@@ -35,7 +35,7 @@ class HeadCounts:
 def heads_of(path: str, module: nn.Module) -> HeadCounts:
     """Return width and number of heads of an attention.
 
-    path: for errors. Raises: TargetError for an attention of another kind than `KNOWN`.
+    Raises: TargetError for an attention of another kind than `KNOWN`.
     """
     attention: Any = module
     children = {n for n, m in module.named_children() if type(m) is not Identity}
@@ -63,7 +63,7 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
 def check_heads(path: str, heads: int, experts: int) -> None:
     """Check that the number of experts divides the number of heads of an attention.
 
-    path: of the attention, for the error. Raises: ConfigError.
+    Raises: ConfigError.
     """
     if experts < 1 or heads % experts:
         want = f"a divisor of the {heads} heads of {path!r}"
@@ -74,7 +74,7 @@ def check_heads(path: str, heads: int, experts: int) -> None:
 def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttention:
     """Build the union of experts of an attention, on the attention's own parameters.
 
-    Each expert is some of its heads; path: for errors; router: chooses the experts.
+    Each expert is some of its heads.
     Raises: TargetError if the attention computes something else than its parts say.
     """
     attention: Any = module

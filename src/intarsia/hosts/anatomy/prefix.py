@@ -179,8 +179,7 @@ def run_prefix(
     """Run the frozen first part of a model once for each image of a set.
 
     prefix: of `split_at`; dataset: (image, label) pairs; dtype: type in which outputs are stored;
-    batch_size: images at a time; report: is called with the number of images done, after each
-    batch.
+    report: is called with the number of images done, after each batch.
     Returns the data set of (tokens, label) pairs.
     """
     prefix.eval()

@@ -154,8 +154,8 @@ def quiet_peft() -> Iterator[None]:
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
     """Add an adapter to a model; a plain model becomes a PEFT model.
 
-    model: plain, or with adapters, to which this one is added inactive; config: method, targets and
-    heads; name: the adapter's. Raises: ConfigError for a name that occurs in the path of a weight.
+    model: plain, or with adapters, to which this one is added inactive. Raises: ConfigError for a
+    name that occurs in the path of a weight.
     """
     # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):

@@ -40,8 +40,8 @@ def read_adapter(
     """Attach an adapter that is saved in PEFT's files to the model it was trained on, in place.
 
     Plain LoRA of PEFT is read as this library's LoRA; PEFT itself reads its other types.
-    folder: with adapter_config.json and weights; name: of the adapter; trainable: False freezes it;
-    classes: names that its head must have been trained for.
+    folder: with adapter_config.json and weights; trainable: False freezes it; classes: names that
+    its head must have been trained for.
     left_out: for LoRA that `intarsia.save` wrote in PEFT's form, the settings that `write_plain`
     returned; None for other folders, and where they are in the file of the weights.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the model may then be changed,
@@ -186,7 +186,6 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
     """Check that a file has the same tensors as the adapter that was just attached.
 
-    folder: for errors; expected: name -> tensor of the adapter in the model; got: of the file.
     Raises: CheckpointError.
     """
     # PEFT would ignore foreign names, and leave missing weights at their first values
@@ -214,7 +213,6 @@ def read_foreign(
 ) -> PeftModel:
     """Load a saved adapter of one of PEFT's own types, as DoRA, IA3 or OFT, into a model.
 
-    folder: of the adapter; name: under which it is added; stored: its adapter_config.json;
     trainable: False freezes it.
     Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
     PEFT refuses; ConfigError for a model that has adapters of ours.

@@ -85,8 +85,8 @@ def put_beside(
 
     Modules that PEFT saves with an adapter (`modules_to_save`), such as a classification head, are
     copied from the other adapter. model: the model with that adapter, changed in place and
-    returned; of: name of the other adapter; name: of the new one; settings: its rank and scale;
-    cells: a LoRA module for each layer, in the order of `layers_of`; its weights are copied.
+    returned; cells: a LoRA module for each layer, in the order of `layers_of`; its weights are
+    copied.
     """
     check_model(model, name)
     # the same places and heads, another method

@@ -76,8 +76,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Register the trainable module of an adapter under the adapter's name.
 
-        cell: the module; site: path and widths of the layer it belongs to; frozen: it is not
-        trained.
+        frozen: it is not trained.
         """
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
@@ -141,7 +140,6 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
         adapter_names: an adapter for each sample of the batch, None = the active ones for all
         samples.
-        args, kwargs: the wrapped module's own.
         """
         # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):

@@ -17,7 +17,7 @@ DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set the dropout of a timm vision transformer's embedding and MLPs, in place.
 
-    For methods that compare noisy forwards, as the published MoSA and R-Drop do. p: the rate.
+    For methods that compare noisy forwards, as the published MoSA and R-Drop do.
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
     below_one("dropout", p)

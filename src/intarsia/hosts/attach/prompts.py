@@ -80,7 +80,6 @@ def add_prompts(
     prompts: how many, 0 for none.
     deep: each block has prompts of its own, which replace those before; False = the prompts of the
     first block pass through all blocks.
-    dropout: rate on the prompts, while training.
     last_blocks: deep prompts only in so many last blocks (the paper's prompt depth); 0 = in all.
     Prompts are removed before the last norm, so that any pooling reads the same tokens as before;
     the released code keeps them there and reads the class token, which is the same.

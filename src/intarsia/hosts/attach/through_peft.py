@@ -81,7 +81,7 @@ def through_peft(
 
     kind: PEFT's name for the method's type, as "LORA"; settings: of its config, see
     `plain_settings`; roles: which layers it adapts, as in `adapt`; last_blocks: only in so many
-    last blocks, 0 = all; seed: of the random start.
+    last blocks, 0 = all.
     Do not use a method for keys and values alone in a fused qkv layer: IA3 scales queries too.
 
     Raises: ConfigError for settings that PEFT refuses; TargetError for layers that are not there.
@@ -123,10 +123,7 @@ class AdaptByPeft(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
-
-        host: plain, or with adapters of this type; plan: of `plan`; name: the adapter's.
-        """
+        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one."""
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
         for setting, value in self._open(base_of(host)).items():

@@ -63,8 +63,8 @@ def spanned(
 ) -> tuple[Tensor, None]:
     """Compute attention in which each head sees the first tokens and a window of the last ones.
 
-    If all heads see everything, transformers' own attention is computed. module: the attention;
-    attention_mask: from `positions_of`; dropout, scaling: as transformers passes them.
+    If all heads see everything, transformers' own attention is computed. attention_mask: from
+    `positions_of`.
     query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice. Returns (B, Q, H, D),
     None.
     Raises: ConfigError for a text that is longer than the spans are for, or a mask of the caller's.

@@ -126,8 +126,7 @@ class RingLayer(CacheLayerMixin):
     ) -> Tensor:
         """Compute attention of the new tokens to earlier ones and to each other, then store them.
 
-        query: (B, H, Q, D); positions: of the tokens in their texts, with padding; scale: of the
-        scores, None = 1 / sqrt(D); dropout: of the attention weights. Returns (B, H, Q, D).
+        query: (B, H, Q, D); scale: of the scores, None = 1 / sqrt(D). Returns (B, H, Q, D).
         """
         assert self.new is not None
         (keys, values), self.new = self.new, None

@@ -209,8 +209,8 @@ class _BitmaskLinear(torch.autograd.Function):
     ) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's context; x: (N, in); bits, values, offsets, scales: the stored weight, as
-          `check` describes it.  -> (N, out).
+        x: (N, in); bits, values, offsets, scales: the stored weight, as `check` describes it.  ->
+          (N, out).
         """
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)

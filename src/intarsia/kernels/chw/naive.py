@@ -48,9 +48,9 @@ class NaiveProgram:
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     """Return a step's weight as a dense tensor; an empty one for a step without a weight.
 
-    step: its weight is stored whole, or as blocks of rows that share their columns; inputs: the
-      channels that the step reads. Returns (out, in, k, k) for a convolution with kernels of side
-      k, (out, 1, k, k) for a depthwise one, (out, in) for a linear map.
+    step: its weight is stored whole, or as blocks of rows that share their columns. Returns (out,
+      in, k, k) for a convolution with kernels of side k, (out, 1, k, k) for a depthwise one, (out,
+      in) for a linear map.
     """
     # A weight that is stored whole; a depthwise one has a single input channel each.
     if "weight" in step.weights:

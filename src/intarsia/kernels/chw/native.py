@@ -225,10 +225,7 @@ def pitch_of(shape: Shape, coded: bool = False) -> int:
 
 
 def floats_of_value(shape: Shape, coded: bool) -> int:
-    """Return how many floats of memory a value takes, SLACK behind it included: whole lines.
-
-    shape: of a map or a vector; coded: stored in codes of a byte.
-    """
+    """Return how many floats of memory a value takes, SLACK behind it included: whole lines."""
     numbers = shape[0] * pitch_of(shape, coded)
     floats = -(-numbers // 4) if coded else numbers
     return -(-(floats + SLACK) // LINE) * LINE

@@ -37,7 +37,7 @@ class Window(NamedTuple):
     def at(self, height: int, width: int) -> Window:
         """Return the same window with its padding as numbers, for a picture of some size.
 
-        height, width: of the picture, in pixels. With `same` the padding depends on them.
+        With `same` the padding depends on them.
         """
         if not self.same:
             return self
@@ -50,10 +50,7 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of a convolution's result for a picture of some size.
-
-        height, width: of the picture, in pixels.
-        """
+        """Return (height, width) of a convolution's result for a picture of some size."""
         window = self.at(height, width)
         # The number of places of the window, stride by stride.
         high = (height + window.top + window.bottom - window.size) // window.stride + 1
@@ -120,8 +117,8 @@ class ProgramStep:
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
     """Return the shape of every value of a program, by number.
 
-    steps: the program; inputs: number of an input value -> its shape. Raises: ShapeError for a step
-      with an input shape that it cannot read.
+    inputs: number of an input value -> its shape. Raises: ShapeError for a step with an input shape
+      that it cannot read.
     """
     shapes = dict(inputs)
     for number, step in enumerate(steps):

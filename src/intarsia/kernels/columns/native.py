@@ -102,8 +102,8 @@ class _ColumnsLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's context; x: (N, in); values, columns, offsets: the stored weight, as `check`
-          describes it.  -> (N, out).
+        x: (N, in); values, columns, offsets: the stored weight, as `check` describes it.  -> (N,
+          out).
         """
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)

@@ -172,7 +172,7 @@ class ExpertReader(Protocol):
     def begin(self, experts: list[int]) -> None:
         """Announce the experts that are about to be computed.
 
-        experts: their numbers, in ascending order. Where it raises, `end` is not called.
+        Where it raises, `end` is not called.
         """
 
     def bring(self, expert: int) -> None:

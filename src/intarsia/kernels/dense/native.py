@@ -56,8 +56,8 @@ def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Ten
     """Multiply each row of x by the weight of its expert, x_n W_e^T; write into `out`, return it.
 
     x: (N, in), the rows of expert 0, then the rows of expert 1, and so on; weight: (E, out, in);
-      out: (N, out); all float32 and contiguous; loads: the number of rows of each expert. It is
-      fast for a few rows of each expert, since each weight is read once.
+      out: (N, out); all float32 and contiguous. It is fast for a few rows of each expert, since
+      each weight is read once.
     """
     kernel = native.function("dense_grouped", *GROUPED)
     assert kernel is not None and sum(loads) == len(x) == len(out) and len(loads) == len(weight)

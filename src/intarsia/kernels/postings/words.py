@@ -39,10 +39,7 @@ class CompiledWordNumbers(WordNumbers):
         return self._length(self._handle)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        """Return the numbers of all words of texts, (n,) int32, and where each text's end.
-
-        texts: one or more.
-        """
+        """Return the numbers of all words of texts, (n,) int32, and where each text's end."""
         lower = (text.lower() for text in texts)
         # C splits ASCII; of other texts it gets the words, with spaces between them
         raw = [

@@ -277,7 +277,7 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     """Return the blocks of a model, each with the linear layers that GQSA compresses.
 
-    host: the model; layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
+    layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
     """
     linear_layers = matrices_of(host, layers)
     return [

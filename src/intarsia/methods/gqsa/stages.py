@@ -75,9 +75,8 @@ def tuned_block(
     """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
     B, B^: the block with dense and with decoded weights; X: its inputs, from the compressed blocks
-      before; stop: the block and its layers; flow: X and the other arguments of each call;
-      block_number: of the block in the chain; dense: (out, in) of each layer, and groups_before:
-      its codes, by path; tuning: steps and rates; generator: of the order of rows.
+    before; flow: X and the other arguments of each call; block_number: of the block in the chain;
+    dense: (out, in) of each layer, and groups_before: its codes, by path.
     Returns codes after all steps, or the former if no worse. Raises: TargetError without a chain.
     """
     if not isinstance(flow, Chain):
@@ -238,7 +237,7 @@ def tuned_scales(
 ) -> dict[str, CodedGroups]:
     """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
-    rows: token rows with labels, see `language_rows`; generator: of the order of rows.
+    rows: token rows with labels, see `language_rows`.
     Returns the scales after all steps, or those before if their loss on the same rows is no higher.
     """
     scaled = {

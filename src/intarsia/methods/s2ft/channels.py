@@ -266,10 +266,7 @@ def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
 
 
 def spell(ids: Iterable[int]) -> str:
-    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12".
-
-    ids: the numbers, in any order.
-    """
+    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12"."""
     ranges: list[list[int]] = []
     for i in sorted(ids):
         if ranges and ranges[-1][1] == i - 1:
@@ -305,7 +302,7 @@ def side_of(family: str) -> str:
 def span(site: Site, family: str) -> tuple[int, int]:
     """Return (first, number) of the selectable channels; a fused layer's values are its last third.
 
-    site: the layer, with its path and widths; family: "down", "up", "output" or "value".
+    family: "down", "up", "output" or "value".
     Raises: TargetError for a fused layer with outputs that are not three equal parts.
     """
     if side_of(family) == "inputs":

@@ -148,10 +148,7 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw a confusion matrix twice: as shares of each row in percent, and as counts.
-
-    confusion: the matrix of one method; number: the method's index, for the names of the figures.
-    """
+    """Draw a confusion matrix twice: as shares of each row in percent, and as counts."""
     names = [short(name) for name in confusion.classes]
     hover = [
         [

@@ -29,9 +29,8 @@ class RunItems:
 def run_items(tensors: Tensors, part: str) -> RunItems:
     """Return what each item, a picture or a text, contributes to a run's scores.
 
-    tensors: the run's predictions; part: a digest of the part of the data that was scored. Returns
-    for each score that is a mean over items (accuracy, loss) the value of every item; none where a
-    picture may have several labels.
+    Returns for each score that is a mean over items (accuracy, loss) the value of every item; none
+    where a picture may have several labels.
     """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
@@ -79,7 +78,7 @@ def interval_of(
 
     If there can be none, return None and a text that names the missing part. The interval counts
     the chance in test items and in seeds together. ours, theirs: seed -> a run's values of each
-    item, None for a run that stored none; score: name of the score.
+    item, None for a run that stored none.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]

@@ -74,8 +74,8 @@ def save_mistakes(
     """Write the k most confident mistakes to `folder/mistakes/`: PNG thumbnails and mistakes.json.
 
     images: function from a picture's index to the picture, called for these k only. logits: (n,
-      classes); labels: (n,); classes: names of the classes. An older list in the folder is replaced
-      as a whole. Returns the folder that was written.
+      classes); labels: (n,). An older list in the folder is replaced as a whole. Returns the folder
+      that was written.
     Raises: ConfigError for k < 1; DataError for logits, labels and classes that do not fit each
       other; TrainingError if the disk is full or cannot be written.
     """

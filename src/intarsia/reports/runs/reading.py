@@ -54,10 +54,7 @@ MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has i
 
 
 def measure(scores: Mapping[str, float]) -> str:
-    """Return the name of the score that ranks runs: of MEASURES the first that a task has.
-
-    scores: name -> value.
-    """
+    """Return the name of the score that ranks runs: of MEASURES the first that a task has."""
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
@@ -210,8 +207,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
     """Return the value at a dotted path of run.json, after a check of its type.
 
-    record: the content of run.json; path: such as "training.seed"; kind: the type (float takes
-      whole numbers, but none that is infinite); folder: named in the error.
+    path: such as "training.seed"; kind: the type (float takes whole numbers, but none that is
+      infinite).
     Raises: CheckpointError if it is missing or of another type.
     """
     value: Any = record
@@ -276,8 +273,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
 def read_predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     """Read predictions.safetensors; None if it is missing or of another part than the scores.
 
-    folder: the run's; scores: names the part of the data. Raises: CheckpointError for a damaged
-      file.
+    Raises: CheckpointError for a damaged file.
     """
     path = folder / PREDICTIONS
     if not path.is_file():

@@ -196,7 +196,6 @@ def _load_weights() -> dict[str, Tensor]:
 def encoder_weights(raw: bytes) -> dict[str, Tensor]:
     """Read the encoder's weights from a file of CTranslate2, by the names of transformers.
 
-    raw: the file's bytes.
     Raises: AssetError for a file that ends early, or has other tensors.
     """
     try:

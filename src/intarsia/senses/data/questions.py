@@ -290,8 +290,7 @@ def split_questions(
 ) -> QuestionSplits:
     """Split questions at random into train, val and test (80, 10 and 10 %); a group stays together.
 
-    processor: makes rows of questions. seed: of the split. train, val, test: numbers of questions,
-    None = the shares above.
+    train, val, test: numbers of questions, None = the shares above.
     Raises: ConfigError for numbers that cannot be; as `Processor.rows` does.
     """
     parts = grouped([q.group or q.question for q in questions], val, test, seed)

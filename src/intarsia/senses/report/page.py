@@ -52,9 +52,8 @@ def write_seen(
 ) -> Path:
     """Write the page of questions about pictures, with the model's answers; returns its path.
 
-    questions: with answers; loads: the result of `expert_loads(..., by="modality")`, for each
-      router (modalities, experts), None = not shown; heading: the page's title. The page needs no
-      other file.
+    loads: the result of `expert_loads(..., by="modality")`, for each router (modalities, experts),
+      None = not shown. The page needs no other file.
     Raises: TrainingError if it cannot be written.
     """
     return write(seen_report(questions, loads, heading=heading), out)
@@ -107,9 +106,8 @@ def write_pictures(
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: those shown to the model, with its answers. patches: for a union of experts, which
-      patches each expert processes: path of a layer -> (pictures, experts, rows, columns) bool,
-      from `taken_patches`.
+    patches: for a union of experts, which patches each expert processes: path of a layer ->
+      (pictures, experts, rows, columns) bool, from `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
     return write(pictures_report(pictures, patches), out)

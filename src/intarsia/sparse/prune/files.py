@@ -238,7 +238,7 @@ def check_shards(folder: Path) -> None:
 def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by name, from a folder's stored tensors; those with a bitmask are decoded.
 
-    folder: for errors; stored: tensors of its files by name. Raises: CheckpointError.
+    Raises: CheckpointError.
     """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}

@@ -93,7 +93,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
     """Collect statistics of the layers' inputs in every forward inside the `with`.
 
     Like `observing`, and also for matrices of stacked experts, which get the rows routed to them.
-    layers: by path; needs: names of the statistics, as "hessian" or "square".
+    needs: names of the statistics, as "hessian" or "square".
     Yields the statistics, which forwards update.
     """
     # layers are observed by hooks; experts in a stack have no module of their own to hook

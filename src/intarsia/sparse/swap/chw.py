@@ -51,8 +51,8 @@ def lowered(
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
-    in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
-    size that it will see; kxk: as of `Cluster`.
+    in one call. example: (1, 3, H, W), a picture of the size that it will see; kxk: as of
+    `Cluster`.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
@@ -69,7 +69,6 @@ def choose_forms(
 ) -> Forms:
     """Choose how the weight of each 1x1 and k x k convolution is stored.
 
-    clusters: runs of layers that native kernels compute.
     rows: rows of a block in all layers; None = measure each layer on this machine, and take the
     form that is fastest.
     codings: of the values of each cluster, if 1x1 convolutions are computed on codes.
@@ -169,7 +168,7 @@ def _steps_of(
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
     """Turn a layer into a step of a native program, with its weight stored in a form.
 
-    layer: still dense; form: storage of its weight, None for layers without one, such as a sum.
+    form: storage of its weight, None for layers without one, such as a sum.
     """
     tensors, rows, reads = dict(layer.tensors), 1, 0
     if form is not None and form.rows:
@@ -201,9 +200,8 @@ def rewritten(
 ) -> ChwNet:
     """Build a net in which one `ChwCluster` module computes each run of adjacent layers.
 
-    net: the original, with which all other layers are shared; graph: its trace by torch.fx.
-    clusters: runs of layers that native kernels compute in one call; forms: key of a layer -> how
-    its weight is stored.
+    net: the original, with which all other layers are shared. forms: key of a layer -> how its
+    weight is stored.
     batches: accept several pictures in one call, computed one after the other; False = one picture.
     codings: of the values of each cluster that is computed on codes; none = all numbers.
     """

@@ -176,7 +176,7 @@ def packing(
 ) -> Packing:
     """Build the plan of a change with stored tensors that are computed already.
 
-    change: the settings; seed: recorded with them; shapes: path -> (out, in) of each layer.
+    shapes: path -> (out, in) of each layer.
     stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
     JSON.
     """
@@ -250,7 +250,7 @@ def compress(
 def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     """Return the linear layers that a format can store, by path.
 
-    host: the model; layers: globs of paths, none = all linear layers inside the blocks.
+    layers: globs of paths, none = all linear layers inside the blocks.
     Raises: TargetError if there is none.
     """
     # layers of the blocks, and those outside that a glob names in full

@@ -71,8 +71,7 @@ def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: 
 def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
     """Return the path of the module registered directly after a layer, "" for none.
 
-    path: of the layer; width: if given, only a batch norm with weights of that many channels
-    counts.
+    width: if given, only a batch norm with weights of that many channels counts.
     """
     owner, _, name = path.rpartition(".")
     names = list(host.get_submodule(owner)._modules)
@@ -189,9 +188,8 @@ def widen(
 ) -> dict[str, int]:
     """Widen layers and batch norms in place, with new random weights.
 
-    host: the model; density: share of weights that will not be zero, which fixes the widths.
-    layers: path -> number of non-zero weights that the layer is to have; returned as they are.
-    draws: random generator.
+    density: share of weights that will not be zero, which fixes the widths. layers: path -> number
+    of non-zero weights that the layer is to have; returned as they are.
     """
     is_transformer = of_tokens(host)
     config: Any = config_of(host)
@@ -357,7 +355,7 @@ def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) ->
 def sparsify_layer(path: str, layer: Any, count: int, draw: torch.Generator) -> None:
     """Set all but `count` weights of a layer to 0, at random, in place.
 
-    path: of the layer, for a warning if rows keep less than one weight on average; draw: generator.
+    path: of the layer, for a warning if rows keep less than one weight on average.
     """
     row_weights = count / len(layer.weight)
     if row_weights < 1:
