@@ -171,7 +171,6 @@ def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
 
 
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
-    """Write an index in the form that another search engine reads."""
     check_index(folder)
     out = target(out, "bulk.ndjson")
     from ..areas.search.engines import export, queries_file

@@ -83,7 +83,6 @@ def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0
 
 
 def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the gradients of a loss, by parameter name."""
     names, weights = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(result.loss, weights), strict=True))
 

@@ -94,7 +94,6 @@ def _run_excepted_law(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError if an exception on a card names no law, or gives no reason."""
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
         want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."

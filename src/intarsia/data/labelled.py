@@ -249,7 +249,6 @@ def _array_rows(path: Path) -> Source:
 
 
 def _table_rows(path: Path, text: str | None, label: str | None) -> Source:
-    """Read the texts, or the numbers, and the labels of a table."""
     table = _read_table(path)
     text, label = columns_of(table, path, text, label)
     if not table[label]:

@@ -130,7 +130,6 @@ def _load_model(
 
 
 def _loading_error(name: str, error: Exception) -> AssetError:
-    """Turn an error of transformers into an AssetError that says what to do."""
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."

@@ -71,7 +71,6 @@ def photo_blur(*folders: Path) -> Decoded:
 
 
 def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
-    """Return the photographs in the folders of packages, in order of their names."""
     files = [
         f
         for folder, pattern in zip(folders, PACKAGES.values(), strict=True)

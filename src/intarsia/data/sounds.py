@@ -39,7 +39,6 @@ def prompt_kind(*folders: Path) -> Decoded:
 
 
 def _files_by_part(folders: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return the sound files with their languages, the training part first."""
     files: list[tuple[bool, str, str, Path]] = []
     for folder in folders:
         for file in sorted((folder / "usr/share/asterisk/sounds").rglob("*.wav")):

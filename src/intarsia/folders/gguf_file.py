@@ -95,7 +95,6 @@ class GgufModel:
         return self.tensors[self.names.names[path]]
 
     def _finite(self, path: str, numbers: Tensor, checked: Tensor) -> Tensor:
-        """Return numbers after some of them were checked."""
         if not checked.isfinite().all():
             raise _damaged(self.path, f"NaN or infinity in {self.names.names[path]}")
         return numbers
@@ -303,7 +302,6 @@ def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
 
 
 def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str, Any]) -> None:
-    """Check that a file has the model's tensors, in the model's shapes, and no others."""
     subject, want = f"GGUF file {str(path)!r}", f"the tensors of {type(host).__name__}"
     state = host.state_dict()
     shapes = {

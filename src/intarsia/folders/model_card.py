@@ -153,7 +153,6 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
-    """Return the scores in the form of the Hub's evaluation results."""
     name = data["name"] or "own data"
     return [
         EvalResult(

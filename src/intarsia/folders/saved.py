@@ -196,7 +196,6 @@ def replays(folder: str | Path) -> bool:
 
 
 def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
-    """Repeat the changes of a folder on a model, and load its weights; return the model."""
     file = content.weights
     mapped = None if file is None else _readable(file, lambda: read_tensors(file))
     if content.steps and (earlier := steps_of(base_of(model))):

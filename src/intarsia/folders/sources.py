@@ -47,7 +47,6 @@ def from_sources(
 
 
 def _logits_with_delta(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
-    """Run the model with one source's delta added to its weights."""
     weights = own_parameters(model)
     moved: dict[str, Tensor] = {}
     for name, (index, values) in delta.entries.items():

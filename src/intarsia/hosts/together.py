@@ -83,7 +83,6 @@ class OnOneTrunk:
         return torch.cat(outputs)
 
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
-        """Split an argument of a module into the rows of each model."""
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
         # a module may see several rows for each image, such as windows or tokens

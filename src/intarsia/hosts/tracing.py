@@ -113,8 +113,6 @@ def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a router of this library that records its routing."""
-
     def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
         recorder.routes[path] = in_columns(spread(routing, args[0]))
 

@@ -101,7 +101,6 @@ class MoA(Change):
     needs: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     def __post_init__(self) -> None:
-        """Check the settings and sort the lengths."""
         check(self)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths):
             fix = "Try lengths=(512, 1024)."

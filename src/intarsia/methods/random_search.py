@@ -262,7 +262,6 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def _masked_loss(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of the untrained model with only the chosen units."""
     with units_masked(host, units_by_layer):
         return _mean_loss(host, batches)
 

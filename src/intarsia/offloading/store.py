@@ -118,8 +118,6 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint with separate tensors for each."""
-
     def read(expert: int) -> dict[str, Tensor]:
         """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width)."""
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
@@ -132,7 +130,6 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert from a checkpoint with stacked experts of a layer."""
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 

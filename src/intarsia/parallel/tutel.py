@@ -136,7 +136,6 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """Return the steps of a layer's forward, and its backward's steps."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)

@@ -123,7 +123,6 @@ def _without_infinite(line: Series) -> Series:
 
 
 def _coordinates(line: Series, axis: Axis) -> list[float]:
-    """Return the horizontal coordinate of each point of a series, in the axis's units."""
     if axis.names:
         return [float(axis.names.index(str(name))) for name in line.x]
     return [float(value) for value in line.x]

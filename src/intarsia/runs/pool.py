@@ -135,7 +135,6 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
-    """Run the trials of one piece of work; pass each result on."""
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):

@@ -225,7 +225,6 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
-    """Check that all runs began with the same weights and have the same parts of the data."""
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

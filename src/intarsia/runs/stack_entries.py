@@ -81,7 +81,6 @@ def _share(text: str) -> float:
 
 
 def _experts_left(on: Stacked, text: str) -> int:
-    """Return how many experts of a layer stay when the share of the text is pruned."""
     first = next(iter(gated_experts(on.model).values()))
     return max(1, round(first.experts * (1 - _share(text))))
 

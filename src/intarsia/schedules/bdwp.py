@@ -195,7 +195,6 @@ class Bdwp:
 
 
 def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """Call `forward` of a layer while its weight is `weight`, and restore the weight after it."""
     # past nn.Module's checks: the weight may be a plain tensor here
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]

@@ -69,7 +69,6 @@ class RequestReader:
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return the sampling settings of each choice for one prompt."""
         served = generation.served
         config = configured(served.model.generation_config, parameters)
         config.max_new_tokens = self._token_room(parameters, len(ids), served.context)
@@ -95,7 +94,6 @@ class RequestReader:
         ]
 
     def _token_room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
-        """Return the most new tokens that an answer may have."""
         name = next((name for name in TOKENS if name in parameters), None)
         tokens = parameters[name] if name is not None else 1
         if prompt == 0:

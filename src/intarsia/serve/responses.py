@@ -179,7 +179,6 @@ class Responses:
 
 
 def _usage(record: Request) -> Json:
-    """Return the counts of tokens of a request, as responses report them."""
     return {
         "input_tokens": record.prompt,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

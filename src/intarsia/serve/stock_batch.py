@@ -88,7 +88,6 @@ class StockBatch:
 
 
 def _settings(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
-    """Return settings of transformers' batch for a model, by the number of requests."""
     if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)
     # whole contexts of four requests; more wait until pages are free

@@ -80,7 +80,6 @@ def distill(
 
 
 def _only(teacher: nn.Module | None, model: nn.Module | None) -> nn.Module:
-    """Return the one teacher of an objective.  Raises: ConfigError for none, and for two models."""
     if (teacher is None) == (model is None):
         got = "none" if teacher is None else "two models and no batch"
         raise ConfigError("teacher", got=got, want="a model", fix=TEACHER)

@@ -155,7 +155,6 @@ class Learner:
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:
-        """Raise TrainingError if the processes do not all have the same masks."""
         if self.masking and self.accelerator.num_processes > 1:
             digests = gather_object([self.masking.digest()])
             if len(set(digests)) > 1:

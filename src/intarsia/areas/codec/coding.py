@@ -71,7 +71,6 @@ class GroupPosteriors:
     def __init__(
         self, prior: Prior, values: Tensor, tiles: Sequence[int], weight: Tensor, seed: int
     ) -> None:
-        """Start the posterior of every latent at the prior; no group of latents is coded yet."""
         # values: (signals, patches, points, channels) in [0, 1]
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)

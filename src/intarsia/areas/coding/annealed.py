@@ -392,7 +392,6 @@ class Annealed(
     def _per_sample(
         self, X: Any, compute: Callable[[Params, Samples, Joint, Array, States], Array]
     ) -> Array:
-        """Compute something for each sample, block by block, with the fitted parameters."""
         x = self._read(X)
         params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}
         states = self._states()

@@ -52,7 +52,6 @@ class InferenceFree:
     def __init__(
         self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
     ) -> None:
-        """Read tokenizer and query weights from an encoder."""
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
         self.encoder, self.prune, self.megabytes = encoder, prune, megabytes

@@ -375,7 +375,6 @@ class SparseIndex:
         self._scorer_of_segments()
 
     def _scorer_of_segments(self) -> Scorer:
-        """Return the scorer of the present segments, built when it is first needed."""
         if self._scorer is None:
             self._scorer = Scorer(self.segments, self.queries, self.lexical)
         return self._scorer

@@ -132,7 +132,6 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _tokens(
     tokenizer: Any, vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
-    """Return the text and the type of each id."""
     added_by_id = {entry["id"]: entry for entry in added}
     last = max([*vocab.values(), *added_by_id], default=-1)
     if last >= size:

@@ -129,7 +129,6 @@ def read_left_out(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def _digest_of_meaning(stored: Mapping[str, Any]) -> str:
-    """Return a digest of the settings on which the meaning of the weights depends."""
     values = {key: stored.get(key) for key in MEANING}
     values = {key: sorted(v) if isinstance(v, (set, list)) else v for key, v in values.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

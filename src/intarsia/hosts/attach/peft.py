@@ -240,7 +240,6 @@ class IntarsiaModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
-        """Check that an adapter fits the model, before a module is touched."""
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)

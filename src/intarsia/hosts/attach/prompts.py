@@ -57,12 +57,10 @@ class Prompts(nn.Module):
 def _insert_before_block(
     prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]
 ) -> Any:
-    """Insert prompts before a block: a forward pre-hook."""
     return (prompts.insert(row, args[0]), *args[1:])
 
 
 def _remove_after_block(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
-    """Remove prompts behind a block: a forward hook."""
     return prompts.remove(out)
 
 

@@ -320,7 +320,6 @@ def _wants_whole_ratio(stock: nn.Module) -> bool:
 
 
 def _whole_ratio(inputs: int, widest: int) -> int:
-    """Round a width up to a whole multiple of the inputs."""
     return -(-widest // inputs) * inputs
 
 

@@ -56,7 +56,6 @@ def _carry_out(
     slots: Tensor,
     places: Tensor,
 ) -> None:
-    """Compute the results of steps one after another, and write each into its value."""
     for step in steps:
         _write(memory, step.dst, _result(step, memory, tokens, slots, places))
 

@@ -224,7 +224,6 @@ class Gqsa(Change):
     def _read_block_tensors(
         self, stop: Stop, tensors: Mapping[str, Tensor]
     ) -> dict[str, CodedGroups]:
-        """Read the codes of a block that was finished before, by path."""
         coded: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
             if f"{path}/raw" in tensors:

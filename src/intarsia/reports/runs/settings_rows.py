@@ -87,7 +87,6 @@ def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _method(run: FinishedRun) -> str:
-    """Return a run's adapters with their settings in one line."""
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"

@@ -78,7 +78,6 @@ def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndar
 
 
 def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
-    """Read samples and rate of a sound file."""
     try:
         import soundfile
     except ImportError as error:

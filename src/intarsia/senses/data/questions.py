@@ -136,7 +136,6 @@ def _parse_question(line: str, path: Path, place: str, answered: bool) -> Questi
 
 
 def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
-    """Return the files that a cell names, after a check that they exist."""
     names = [value] if isinstance(value, str) else value
     names = [] if value is None else names
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):

@@ -286,7 +286,6 @@ def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Cal
 
 
 def _restore_forward(block: nn.Module, replaced: Any) -> None:
-    """Undo the replacement of a block's `forward`."""
     if replaced is None:
         del block.forward
     else:

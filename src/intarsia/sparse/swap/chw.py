@@ -182,7 +182,6 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
 
 
 def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """Resize the stored tensors to the number of columns that the plan records."""
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
     name = "codes" if "codes" in stored else "values"
@@ -236,7 +235,6 @@ def rewritten(
 
 
 def _is_outside(cluster: Cluster, user: fx.Node) -> bool:
-    """Return True if a node that reads a value is not part of the cluster."""
     return user not in cluster.values
 
 

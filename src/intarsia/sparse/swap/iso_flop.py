@@ -83,7 +83,6 @@ def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
 
 
 def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
-    """List the linear layers and convolutions with their paths."""
     return [(p, m) for p, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 

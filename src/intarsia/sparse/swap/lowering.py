@@ -377,7 +377,6 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
 
 
 def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
-    """Add the largest number of each window to a cluster."""
     sides: list[int] = []
     for numbers in (pool.kernel_size, pool.stride, pool.padding):
         several = (numbers,) if isinstance(numbers, int) else tuple(numbers)
