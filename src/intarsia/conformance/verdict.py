@@ -122,10 +122,7 @@ def require_finite(values: Tensor, name: str, fix: str) -> None:
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """Raise Broken unless a call raises an error of this library.
-
-    call: a function without arguments.
-    """
+    """Raise Broken unless a call without arguments raises an error of this library."""
     try:
         call()
     except IntarsiaError:

@@ -97,10 +97,7 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 
 
 def named_numbers(subject: str, text: str) -> dict[str, float]:
-    """Parse "a=1,b=2.5" as a mapping from names to numbers.
-
-    Raises: ConfigError for anything else, or a name twice.
-    """
+    """Parse "a=1,b=2.5" as numbers by name.  Raises: ConfigError for anything else."""
     numbers: dict[str, float] = {}
     for part in text.split(","):
         # the last "=": a name of a class may have one
@@ -135,10 +132,7 @@ def n_of_m(text: str) -> tuple[int, int]:
 
 
 def from_environment(name: str, default: int, want: str) -> int:
-    """Read a whole number, 1 or more, from an environment variable, or return `default`.
-
-    Raises: ConfigError.
-    """
+    """Read a whole number >= 1 from a variable, else `default`.  Raises: ConfigError."""
     # 18 digits: longer numbers are no counts, and int() would be slow
     text = os.environ.get(name, "")
     if text and not (text.isascii() and text.isdecimal() and int(text[:18]) > 0):

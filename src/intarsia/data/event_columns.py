@@ -93,10 +93,7 @@ def seconds_scale(largest: float) -> float:
 
 
 def parse_date(text: str) -> float:
-    """Return the seconds of a date such as "2024-05-01 12:30", UTC if it names no zone.
-
-    Raises: ValueError.
-    """
+    """Return the seconds of a date such as "2024-05-01 12:30", by default UTC; ValueError else."""
     moment = datetime.fromisoformat(text.strip())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 

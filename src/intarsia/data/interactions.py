@@ -203,10 +203,7 @@ class Sessions:
 
 
 def check_order(before: Interactions, after: Interactions) -> None:
-    """Refuse test events that come before the training events of the same user.
-
-    Raises: DataError.
-    """
+    """Refuse test events before the training events of the same user.  Raises: DataError."""
     newest = np.full(len(before.user_ids), -np.inf)
     # The newest training event of each user.
     np.maximum.at(newest, before.users, before.times)
@@ -219,10 +216,7 @@ def check_order(before: Interactions, after: Interactions) -> None:
 
 
 def seconds_of(gap: str | float) -> float:
-    """Parse a time such as "60min" or "2h", or a number of seconds, as seconds.
-
-    Raises: ConfigError.
-    """
+    """Parse a time such as "60min", "2h" or a number, as seconds.  Raises: ConfigError."""
     match = GAP.fullmatch(gap.strip()) if isinstance(gap, str) else None
     if isinstance(gap, str) and match is None:
         want = "a number with s, min, h or d, or of seconds"

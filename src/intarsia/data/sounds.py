@@ -56,10 +56,7 @@ def _is_for_testing(name: str) -> bool:
 
 
 def samples_of(file: Path, limit: int = -1) -> np.ndarray:
-    """Read the first samples of a 16-bit mono WAV file as (T,) float64.
-
-    limit: number of samples, -1 = all.
-    """
+    """Read the first `limit` samples of a 16-bit mono WAV file as (T,) float64; -1 = all."""
     with wave.open(str(file)) as sound:
         frames = sound.getnframes() if limit < 0 else limit
         return np.frombuffer(sound.readframes(frames), "<i2").astype(np.float64)

@@ -257,10 +257,7 @@ def _token_rows(
 
 
 def read_source(spec: str, progress: Report) -> str | list[Sample]:
-    """Read the text of a corpus or file, or the samples of an instruction file.
-
-    Raises: as `load_texts`.
-    """
+    """Read a corpus's or file's text, or samples of instructions.  Raises: as `load_texts`."""
     source = corpora.read(spec, progress) if spec in corpora.names() else _read_file(Path(spec))
     if isinstance(source, str):
         return source

@@ -153,10 +153,7 @@ class _Stock:
         return self._forward(self.ids)
 
     def step(self, new: Tensor) -> Tensor:
-        """Add one token to each row, and return the logits behind it.
-
-        new: (B,) ids. Returns (B, V).
-        """
+        """Add one token to each row, (B,); return the logits behind it, (B, V)."""
         if self.short is None:
             return self._forward(new[:, None])
         self.count += 1

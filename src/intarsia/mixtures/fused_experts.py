@@ -53,10 +53,7 @@ class FusedExperts(Experts):
         return mixed_by(self._function(), x, routing)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert, with weight 1.
-
-        rows: (N, d); expert: (N,) int64.  -> (N, d).
-        """
+        """Compute each row (N, d) by its expert (N,) int64, with weight 1.  -> (N, d)."""
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))

@@ -89,10 +89,7 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """Return an adapter as it is, if its `down` and `up` are linear maps; refuse any other.
-
-    Raises: ConfigError.
-    """
+    """Return an adapter with linear maps `down` and `up` as it is.  Raises: ConfigError."""
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
         fix = "Use over=Bottleneck(...) or over=Lora(...)."

@@ -52,10 +52,7 @@ GATES: Mapping[str, Callable[[Array], tuple[Array, Array]]] = MappingProxyType(
 
 
 def log_gates(params: Parameters, gate: str, x: Array) -> Array:
-    """Compute the log gates, log softmax(phi(x beta_1) / tau + beta_0).
-
-    x: (n, d).  -> (n, k), k experts.
-    """
+    """Compute the log gates, log softmax(phi(x beta_1) / tau + beta_0).  (n, d) -> (n, k)."""
     return log_softmax(GATES[gate](x @ params.gate.T)[0] / params.tau + params.bias, axis=1)
 
 

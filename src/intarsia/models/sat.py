@@ -119,10 +119,7 @@ class Sat:
         return -(-slots // side) * -(-columns // side) * (rows + fill + side)
 
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
-        """Compute the cycles of a layer's training step.
-
-        training: N:M training by BDWP, None = dense.
-        """
+        """Compute the cycles of a layer's training step; training: N:M by BDWP, None = dense."""
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
         back = pruned if pruned is not None and pruned.directions != "forward" else None

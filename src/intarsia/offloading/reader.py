@@ -45,10 +45,7 @@ class PendingRead:
             return self._error
 
     def result(self) -> int:
-        """Wait for the end of the read, and return the number of bytes.
-
-        Raises: the error of the read.
-        """
+        """Wait for the end of the read, and return its bytes.  Raises: the error of the read."""
         with self._ended:
             if self._error is not None:
                 raise self._error

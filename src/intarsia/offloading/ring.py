@@ -46,10 +46,7 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def check_block(path: Path) -> None:
-    """Check that a block's file is there, and has the bytes that were written.
-
-    Raises: CheckpointError.
-    """
+    """Check that a block's file is there, with the bytes written.  Raises: CheckpointError."""
     try:
         check_file(path)
     except OSError as error:

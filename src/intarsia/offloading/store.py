@@ -323,10 +323,7 @@ class ExpertStore:
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
     def rest(self) -> dict[str, Tensor]:
-        """Return every weight that belongs to no expert, by its name in the model.
-
-        Raises: CheckpointError.
-        """
+        """Return every weight of no expert, by the model's names.  Raises: CheckpointError."""
         try:
             return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:

@@ -50,10 +50,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """Return the step of a plan in which processes exchange the counts of `agreed_capacity`.
-
-    devices: D.
-    """
+    """Return the step of a plan in which D processes exchange `agreed_capacity`'s counts."""
     sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
     return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
 

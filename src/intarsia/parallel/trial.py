@@ -85,10 +85,7 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """Compute x <- x + mixture(x) for all layers in one process, as the reference.
-
-    x: (N, d), all rows.  -> (N, d).
-    """
+    """Compute x <- x + mixture(x) for all layers in one process, as reference: (N, d)."""
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
         weight = recorded.weight.to(x.dtype)

@@ -100,10 +100,7 @@ def homes(trace: Trace, devices: int) -> Tensor:
 
 
 def ranks_on_device(home: Tensor) -> Tensor:
-    """Number the rows of each device from 0, in their order.
-
-    home: (N,), the device of each row. Returns (N,) int64.
-    """
+    """Number the rows of each device (N,) from 0, in their order.  -> (N,) int64."""
     order = home.argsort(stable=True)
     # position in the sorted order, less the rows of the devices before
     count = home.bincount()

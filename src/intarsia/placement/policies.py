@@ -131,10 +131,7 @@ class NextUse(Policy):
         return total * self.decay ** (self.steps - step)
 
     def chance(self, key: Key) -> float:
-        """Return p, the share of steps that used an expert, older steps counted less.
-
-        key: (layer, expert).
-        """
+        """Return p, the share of steps that used an expert, older ones counted less."""
         # the decayed number of all steps, a geometric series
         all_steps = (
             (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps

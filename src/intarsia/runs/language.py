@@ -125,10 +125,7 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 
 
 def check_options(experiment: Experiment) -> None:
-    """Refuse an experiment on texts with options or a method that only pictures have.
-
-    Raises: ConfigError.
-    """
+    """Refuse options or a method for pictures alone, on texts.  Raises: ConfigError."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
         subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."

@@ -119,10 +119,7 @@ def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Mo
 
 
 def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
-    """Return `count` test pictures of a run as the model takes them; None if its data are gone.
-
-    (count, 3, H, W).
-    """
+    """Return `count` test pictures as a run's model takes them, (count, 3, H, W), or None."""
     return member_pictures(opened, report, count)[0]
 
 

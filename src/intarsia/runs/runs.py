@@ -241,10 +241,7 @@ def pictures_to_score(
 def check_unchanged(
     experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Check that a run's data are those it was trained on; else its parts would have mixed.
-
-    Raises: DataError.
-    """
+    """Check that a run's data are those it was trained on.  Raises: DataError."""
     then: Any = (record.get("record") or {}).get("data") or {}
     for part, part_record in then.get("parts", {}).items():
         if now["parts"].get(part, {}).get("sha256") != part_record.get("sha256"):

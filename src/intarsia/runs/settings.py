@@ -30,10 +30,7 @@ Tree = dict[str, Any]
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
-    """Return "name=value" texts as a mapping.
-
-    Raises: ConfigError for a text of another form, or a name twice.
-    """
+    """Return "name=value" texts as a mapping.  Raises: ConfigError for other ones, or repeats."""
     values: dict[str, str] = {}
     for text in settings:
         name, equals, value = text.partition("=")

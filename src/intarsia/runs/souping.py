@@ -162,10 +162,7 @@ class Kitchen:
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
     def check_val(self) -> None:
-        """Check that there is a validation part, apart from the training part.
-
-        Raises: DataError.
-        """
+        """Check that there is a validation part of other samples.  Raises: DataError."""
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._as_read("train"), self._as_read("val"))

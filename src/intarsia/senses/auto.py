@@ -75,10 +75,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """Load a folder as transformers does; a weight that is in no file is an error.
-
-        Raises: CheckpointError.
-        """
+        """Load a folder; a weight that is in no file is an error.  Raises: CheckpointError."""
         with_info = options.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded

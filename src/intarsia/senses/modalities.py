@@ -136,10 +136,7 @@ class Modalities(Senses):
 
 
 def check_decoder(host: nn.Module) -> None:
-    """Check that a model is a plain decoder of transformers that reads no pictures yet.
-
-    Raises: TargetError.
-    """
+    """Check that a model is a plain decoder that reads no pictures.  Raises: TargetError."""
     base: Any = base_of(host)
     config = config_of(base)
     table = base.get_input_embeddings() if isinstance(base, PreTrainedModel) else None

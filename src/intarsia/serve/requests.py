@@ -108,10 +108,7 @@ class RequestReader:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Return the object of a request's body.
-
-    Raises: Refused, 400, for anything but a JSON object in UTF-8.
-    """
+    """Return the JSON object of a request's body, in UTF-8.  Raises: Refused, 400."""
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is no JSON")

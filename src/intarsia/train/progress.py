@@ -87,10 +87,7 @@ class Bar:
         self._bar.update(self._task, total=steps)
 
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
-        """Update the bar after a step.
-
-        line: the values of the step, with "split", "epoch", "seconds".
-        """
+        """Update the bar; line: the step's values, with "split", "epoch", "seconds"."""
         split = str(line["split"])
         # the few numbers that fit on a line: what the task is judged by
         measures = ["accuracy"] if "accuracy" in line else ["loss"]

@@ -72,10 +72,7 @@ def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
 
 
 def top_indices(score: Array, width: int) -> Array:
-    """Return the indices of the largest scores of each row, ascending.
-
-    score: (n, H).  -> (n, width).
-    """
+    """Return the indices of a row's largest scores, ascending: (n, H) -> (n, width)."""
     if width == score.shape[1]:
         return np.broadcast_to(np.arange(width), score.shape)
     return np.sort(np.argpartition(-score, width - 1, axis=1)[:, :width], axis=1)

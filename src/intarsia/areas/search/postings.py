@@ -124,10 +124,7 @@ class Postings:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], count: int) -> Postings:
-        """Read and check the arrays of `encode`.
-
-        Raises: CheckpointError for arrays that do not fit together.
-        """
+        """Read and check the arrays of `encode`.  Raises: CheckpointError for misfits."""
         try:
             starts, docs, weights = arrays["starts"], arrays["docs"], arrays["weights"]
         except KeyError as error:

@@ -192,10 +192,7 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """Count the documents, deleted ones too, with each token in their vectors.
-
-    size: V.  -> (V,).
-    """
+    """Count the documents, deleted ones too, with each of V tokens in their vectors: (V,)."""
     return sum((s.postings.frequencies() for s in segments), np.zeros(size, np.int64))
 
 

@@ -46,10 +46,7 @@ class Bm25:
         return best
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
-        """Score each query's candidates.
-
-        candidates: (queries, n), numbers of documents.  -> (queries, n).
-        """
+        """Score each query's candidates, numbers of documents (queries, n).  -> (queries, n)."""
         words = stems(queries, BM25.language)
         rows = [
             self.index.get_scores(query_stems)[row] if query_stems else np.zeros(len(row))

@@ -195,10 +195,7 @@ def write_program(graph: Graph, target: Path, tolerance: float | None, report: R
 
 
 def target_of(path: str | Path, suffix: str) -> Path:
-    """Return the path of the file to write.
-
-    Raises: ConfigError for a folder, or another suffix.
-    """
+    """Return the path of the file to write.  Raises: ConfigError for a folder or another suffix."""
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
         subject, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
@@ -207,10 +204,7 @@ def target_of(path: str | Path, suffix: str) -> Path:
 
 
 def needs(package: str) -> Any:
-    """Import an optional package and return it.
-
-    Raises: MissingExtra if it is not installed.
-    """
+    """Import an optional package and return it.  Raises: MissingExtra if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -61,10 +61,7 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
 
 
 def check_heads(path: str, heads: int, experts: int) -> None:
-    """Check that the number of experts divides the number of heads of an attention.
-
-    Raises: ConfigError.
-    """
+    """Check that the number of experts divides an attention's heads.  Raises: ConfigError."""
     if experts < 1 or heads % experts:
         want = f"a divisor of the {heads} heads of {path!r}"
         fix = "Experts are of one size; heads=None makes an expert of every head."

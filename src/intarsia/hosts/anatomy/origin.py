@@ -210,10 +210,7 @@ def check_digest(
     subfolder: str | None,
     identity: Mapping[str, Any],
 ) -> None:
-    """Check that weights and settings are those that were saved together.
-
-    Raises: CheckpointError.
-    """
+    """Check that weights and settings are those saved together.  Raises: CheckpointError."""
     place = Path(folder) / (subfolder or "")
     expected, got = (origin or {}).get("digest"), _digest(place, identity)
     if got and expected != got:

@@ -216,19 +216,13 @@ def check_addable(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Check that a model can take one more adapter of this library under a name.
-
-    Raises: ConfigError.
-    """
+    """Check that a model can take one more adapter under a name.  Raises: ConfigError."""
     check_addable(model)
     check_name(model, name)
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Check that an adapter can have a name, and that no adapter of the model has it.
-
-    Raises: ConfigError.
-    """
+    """Check that an adapter can have a name, which none of the model has.  Raises: ConfigError."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         want = "a name without dots that torch does not use itself"
         fix = "Letters, digits, - and _ are fine: 'solar-cells'."

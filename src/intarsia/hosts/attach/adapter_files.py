@@ -184,10 +184,7 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 
 
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
-    """Check that a file has the same tensors as the adapter that was just attached.
-
-    Raises: CheckpointError.
-    """
+    """Check that a file has the tensors of the adapter just attached.  Raises: CheckpointError."""
     # PEFT would ignore foreign names, and leave missing weights at their first values
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:

@@ -74,10 +74,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Register the trainable module of an adapter under the adapter's name.
-
-        frozen: it is not trained.
-        """
+        """Register an adapter's trainable module; frozen: it is not trained."""
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)

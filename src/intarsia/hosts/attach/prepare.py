@@ -36,10 +36,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 def linear_head(model: nn.Module) -> nn.Linear:
-    """Return the only classifier of a model, a linear layer.
-
-    Raises: ConfigError for another head, or several.
-    """
+    """Return a model's only classifier, linear.  Raises: ConfigError for another, or several."""
     heads = heads_of(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         got = " and ".join(type(head).__name__ for head in heads) or "none"

@@ -149,10 +149,7 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
 
 
 def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
-    """Add a tensor (out,) to a layer's bias, in place.
-
-    Raises: FoldError if it has no bias and needs one.
-    """
+    """Add a tensor (out,) to a layer's bias, in place.  Raises: FoldError if it has none."""
     current = tensor_of(layer, "bias")
     if isinstance(current, Tensor):
         set_weights(layer, bias=current + bias.to(current))

@@ -234,10 +234,7 @@ class RingLayer(CacheLayerMixin):
             self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to remove tokens, since overwritten ones cannot come back.
-
-        Raises: ConfigError.
-        """
+        """Refuse to remove tokens: overwritten ones cannot come back.  Raises: ConfigError."""
         if tokens_to_remove:
             fix = "Detach the spans for assisted decoding: intarsia.spans.detach_spans(model)."
             want = "tokens that are only added"

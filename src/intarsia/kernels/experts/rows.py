@@ -43,10 +43,7 @@ def by_expert(expert: Tensor, experts: int) -> Sorted:
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:
-    """Return where the rows of each expert end, (E,) int32.
-
-    expert: (N,), the expert of each row, rising; experts: E.
-    """
+    """Return where the rows of each of E experts end, (E,) int32; expert: (N,), rising."""
     numbers = torch.arange(experts, device=expert.device)
     return torch.searchsorted(expert, numbers, right=True, out_int32=True)
 

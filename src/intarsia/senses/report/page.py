@@ -116,10 +116,7 @@ def write_pictures(
 def pictures_report(
     pictures: Sequence[Shown], patches: Mapping[str, np.ndarray] | None = None
 ) -> Report:
-    """Return the report of a model's answers to pictures.
-
-    pictures, patches: see `write_pictures`.
-    """
+    """Return the report of a model's answers to pictures, see `write_pictures`."""
     patches = patches or {}
     eyebrow, heading = "Predictions", "What the pictures show"
     sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."

@@ -221,10 +221,7 @@ def recompose(model: nn.Module) -> nn.Module:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Check that no attention or MLP of a model was cut into experts before.
-
-    Raises: TargetError.
-    """
+    """Check that no attention or MLP was cut into experts before.  Raises: TargetError."""
     if any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
         got, fix = "one that was cut into experts before", "Start from a fresh copy of it."
         raise TargetError("model", got=got, want="a dense model", fix=fix)
