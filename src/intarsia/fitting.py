@@ -133,8 +133,8 @@ def sets_of(
 ) -> tuple[Sets, dict[str, Any]]:
     """Return training, validation and test set as the model takes them, and where they come from.
 
-    train: a set, or splits with all three; their record is the origin. val, test: sets, or None.
-    Pictures are resized and normalised as the model's own configuration says.
+    train: a set, or splits with all three; their record is the origin. Pictures are resized and
+    normalised as the model's own configuration says.
     Raises: ConfigError for splits with another val or test as well; DataError for pictures and
     a model that does not say how it wants them.
     """
@@ -187,8 +187,7 @@ def write_trained(
 ) -> None:
     """Write a trained model into its run folder: a changed model as `save` does, others as weights.
 
-    folder: of the run. record: the contents of run.json. parts: gathers weights from several
-    processes, None = the model has all of them.
+    parts: gathers weights from several processes, None = the model has all of them.
     """
     if is_peft(model) or steps_of(model):
         save(model, folder, record=record, parts=parts)

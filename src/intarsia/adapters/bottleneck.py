@@ -154,18 +154,13 @@ class ResidualNorm(nn.Module):
     host_bias: Tensor
 
     def __init__(self, site: Site) -> None:
-        """Copy the host's gamma_f and beta_f as constants; begin with gamma = 1 and beta = 0.
-
-        site: the host module to which the adapter is added; site.norm holds gamma_f and beta_f,
-        (d,) each, of the LayerNorm before it. gamma and beta, (d,), are the trained gain and shift
-        of this norm.
-        Raises: TargetError if no LayerNorm feeds the site, or a gamma_f is 0.
-        """
+        """Copy the host's gamma_f and beta_f as constants; begin with gamma = 1 and beta = 0."""
         super().__init__()
         name, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
         if site.norm is None:
             got = "no LayerNorm that feeds the site"
             raise TargetError(name, got=got, want="a pre-norm block", fix=fix)
+        # gamma_f and beta_f, (d,) each, of the LayerNorm before the site
         weight, bias = (t.detach().clone() for t in site.norm)
         # x * 1 / gamma_f recovers the standardised stream, which a zero gain has lost
         if not weight.is_meta and bool((weight == 0).any()):
@@ -192,12 +187,6 @@ class BottleneckCell(Cell):
     """s * up(act(down(norm(x)))).  x: (..., d_in) -> (..., d_out)."""
 
     def __init__(self, config: Bottleneck, site: Site, *, generator: torch.Generator) -> None:
-        """Build norm, down, activation, dropout, up and scale, and draw the first weights.
-
-        config: the settings, see `Bottleneck`. site: the host module to which the adapter is added;
-        site.reads is the width of its input, site.outputs the width of the adapter's output.
-        generator: draws the first weights.
-        """
         super().__init__()
         self.config = config
         width = site.reads
@@ -244,11 +233,9 @@ class BottleneckCell(Cell):
         return self.scale * up(self.dropout(self.act(self._normed(x, down))))
 
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
-        """Return down(norm(x)).  x: (..., d_in) -> (..., r).
-
-        The residual norm is an affine map of x, so that it is folded into down's small weight: this
-        is faster than a norm of every token, and the backward pass keeps no second copy of x.
-        """
+        """Return down(norm(x)).  x: (..., d_in) -> (..., r)."""
+        # an affine map of x is folded into down's small weight: faster than a norm of each token,
+        # and the backward pass keeps no second copy of x
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
             # W (x * g + b) + c = (W diag(g)) x + (W b + c)

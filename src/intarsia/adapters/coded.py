@@ -22,7 +22,7 @@ CUT = 2.0  # the initial normal distribution is cut at this many sigma
 def is_coded(name: str, parameter: Tensor) -> bool:
     """Return True for a parameter that is quantised: a weight matrix, but no bias, gain or router.
 
-    name: its path in the adapter, such as "down.weight"; parameter: the tensor.
+    name: its path in the adapter, such as "down.weight".
     """
     is_bias = name.rpartition(".")[2] in BIASES
     return parameter.dim() > 1 and not is_bias and "router" not in name
@@ -47,7 +47,6 @@ class _MethodCall(nn.Module):
     """A method of a cell as the forward of a module, for functional_call."""
 
     def __init__(self, body: Cell, method: str) -> None:
-        """Remember the cell and the name of its method that `forward` calls."""
         super().__init__()
         self.body, self.method = body, method
 
@@ -75,14 +74,6 @@ class CodedCell(Cell):
         start: float = 1e-3,
         generator: torch.Generator,
     ) -> None:
-        """Wrap an adapter so that its weight matrices are quantised in every forward pass.
-
-        body: the adapter. format: the quantiser, None = no quantisation. biases: keep the biases of
-        its linear maps, in float; otherwise they are removed, which saves bits. start: sigma of the
-        normal distribution from which weights of a single value, such as zeros, are redrawn; such
-        weights cannot be quantised. generator: draws them.
-        Raises: ConfigError for an adapter without a weight matrix of its own.
-        """
         super().__init__()
         self.body, self.format = body, format
         # whole: the adapter also computes the host module's own output, in its method `around`

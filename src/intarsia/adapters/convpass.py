@@ -59,7 +59,6 @@ class Convpass(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         if self.grid is None:
@@ -77,12 +76,6 @@ class ConvpassCell(Cell):
     """The addition of all tokens.  x: (B, T, d), or (B, rows, columns, d) -> the same, d' wide."""
 
     def __init__(self, config: Convpass, site: Site, *, generator: torch.Generator) -> None:
-        """Build down (d -> h), a 3 x 3 convolution of h channels, and up (h -> d').
-
-        config: the settings, see `Convpass`. site: the host module to which this is added;
-        site.reads is d, the width of its input, site.outputs is d', the width of its output.
-        generator: draws down's weights; the convolution begins as the identity and up as zero.
-        """
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):  # overwritten below
@@ -91,6 +84,7 @@ class ConvpassCell(Cell):
             self.up = nn.Linear(config.width, site.outputs)
         self.dropout = nn.Dropout(config.dropout)
         self.zero_sides, self.scale = frozenset({"up"}), config.scale
+        # the convolution begins as the identity, up as zero
         nn.init.xavier_uniform_(self.down.weight, generator=generator)
         nn.init.dirac_(self.conv.weight)
         for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
@@ -108,10 +102,8 @@ class ConvpassCell(Cell):
         return self.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Convolve the patches as an image; apply the kernel's middle alone to other tokens.
-
-        x: (B, T, h), where the last tokens are the patches, or an image (B, rows, columns, h).
-        """
+        """Convolve the patches as an image; apply the kernel's middle alone to other tokens."""
+        # x: (B, T, h), the patches last, or an image (B, rows, columns, h)
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
         if x.dim() != 3:  # single tokens, which lie on no grid
@@ -129,19 +121,13 @@ class ConvpassCell(Cell):
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _pixelwise(self, x: Tensor) -> Tensor:
-        """Apply only the middle weight of the kernel to each token, as to an image of one pixel.
-
-        x: (..., h); returns the same shape. Around a single pixel there is zero padding alone, so
-        that the rest of the kernel would add nothing.
-        """
+        """Apply only the kernel's middle weight to each token, as to an image of one pixel."""
+        # around a single pixel there is padding alone: the rest of the kernel would add nothing
         middle = self.conv.weight[:, :, SIDE // 2, SIDE // 2]
         return F.linear(x, middle, self.conv.bias)
 
     def _grid(self, tokens: int) -> tuple[int, int]:
-        """Return rows and columns of the grid of patches, the last tokens of a sequence.
-
-        tokens: the length of the sequence. (0, 0) = the sequence has no patches.
-        """
+        """Return rows and columns of the patches among so many tokens; (0, 0) = no patches."""
         side = isqrt(tokens)
         if self.config.grid is None:
             return side, side

@@ -57,7 +57,6 @@ class Fourier(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 
@@ -69,18 +68,12 @@ class FourierCell(Cell):
     """alpha Re(IDFT2(C)) x.  x: (..., reads) -> (..., outputs).
 
     coefficients: (n,), N(0, std^2) at first.  place: (n,) int64, flat places in C (outputs, reads).
+    Raises: ConfigError for more coefficients than the layer has weights.
     """
 
     place: Tensor
 
     def __init__(self, config: Fourier, site: Site, *, generator: torch.Generator) -> None:
-        """Draw the places of the n trained Fourier coefficients, and their first values.
-
-        config: n, alpha (the scale of the change), and the seed of the places, see `Fourier`. site:
-        the host's linear layer; the coefficients' matrix C has its shape, (site.outputs,
-        site.reads). generator: draws the first values.
-        Raises: ConfigError for more coefficients than the layer has weights.
-        """
         super().__init__()
         self.config, self.shape = config, (site.outputs, site.reads)
         weights = site.outputs * site.reads

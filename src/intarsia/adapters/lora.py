@@ -40,7 +40,6 @@ class Lora(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 
@@ -55,11 +54,6 @@ class LoraCell(Cell):
     """(alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
 
     def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
-        """Build A (r, d_in) with Kaiming's initialisation, and B (d_out, r) with zeros.
-
-        config: rank r, alpha and dropout, see `Lora`. site: the host's linear layer; d_in is
-        site.reads, d_out is site.outputs. generator: draws A.
-        """
         super().__init__()
         self.config = config
         rows, columns = self.sizes(config.rank, site.outputs)
@@ -69,6 +63,7 @@ class LoraCell(Cell):
         self.dropout = nn.Dropout(config.dropout)
         self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
         self.zero_sides = frozenset({"up"})
+        # A as Kaiming's, B zero: the model is unchanged at first
         nn.init.kaiming_uniform_(self.down.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(self.up.weight)
 

@@ -71,7 +71,6 @@ class Mos(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings, and against each other.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         rank = PUBLISHED if self.rank is None else self.rank
@@ -117,18 +116,14 @@ def kind(site: Site) -> str:
 
 
 class Pool(nn.Module):
-    """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
+    """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l).
+
+    There are e l L rows for A and for B: first the common ones, then the p l private ones of each
+    layer. B is zero at first.
+    Raises: ConfigError for a rank that needs more rows than there are.
+    """
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Allocate the short rows ("shards") from which all layers of one type build A and B.
-
-        Each vector of A and of B is l shards one after another. Most shards may be used by every
-        layer; a part of them is private to one layer. config: r vectors of l shards for each layer
-        (p of them consist of private shards); e, so that there are as many parameters as in LoRA of
-        rank e. sites: the L layers. There are e l L rows for A and for B: first the common ones,
-        then p l of each layer. generator: draws A; B is zero at first.
-        Raises: ConfigError for a rank that needs more rows than there are.
-        """
         super().__init__()
         shards_per_vector, first = config.shards_per_vector, sites[0]
         # rows of a pool: the common ones first, then each layer's private ones (section 3)
@@ -167,11 +162,7 @@ class Shards(nn.Module):
     """The pools of a model, by the type of layer."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Group the layers by type (name and shape) and make a pool of shared rows for each type.
-
-        config: rank and sharing, see `Mos`; sites: the adapted layers; generator: draws the first
-        values.
-        """
+        """Make a pool of shared rows for each type of layer: name and shape."""
         super().__init__()
         _check_divisible(config.shards_per_vector, sites)
         kinds: dict[str, list[Site]] = {}
@@ -210,12 +201,7 @@ class MosCell(Cell):
     def __init__(
         self, config: Mos, site: Site, shared: Shards, *, generator: torch.Generator
     ) -> None:
-        """Draw which rows of the shared pools make up A and B of this layer.
-
-        config: see `Mos`. site: the adapted layer. shared: the pools of all layers (this one uses
-        the pool of its type); a row ("shard") is 1 / l of one of the r vectors of A or B.
-        generator: draws the rows.
-        """
+        """Draw which rows of the shared pools make up A and B of this layer."""
         super().__init__()
         self.config = config
         self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs

@@ -44,7 +44,6 @@ class Sparse(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check density and entries; turn lists, as JSON has them, into tuples."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))
@@ -103,10 +102,6 @@ class SparseCell(Cell):
     index: Tensor
 
     def __init__(self, site: Site, index: Tensor, values: Tensor) -> None:
-        """Remember the trained values of D at the places `index`, both (n,).
-
-        site: the host's linear layer; D is (site.outputs, site.reads).
-        """
         super().__init__()
         self.shape = site.outputs, site.reads
         self.values = nn.Parameter(values)

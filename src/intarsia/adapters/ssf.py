@@ -36,7 +36,6 @@ class Ssf(Method):
     position = "sequential"
 
     def __post_init__(self) -> None:
-        """Check std; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 
@@ -48,13 +47,9 @@ class SsfCell(Cell):
     """(gamma - 1) * y + beta, with scale = gamma - 1 and shift = beta.  (..., d) -> (..., d)."""
 
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
-        """Build scale = gamma - 1 and shift = beta, (d,) each, drawn from N(0, config.std).
-
-        config: the settings; std is the noise's sigma. site: the host's layer; its output of width
-        d = site.outputs is scaled and shifted. generator: draws the first values.
-        """
         super().__init__()
         self.config = config
+        # scale = gamma - 1 and shift = beta, (d,) each
         self.scale = nn.Parameter(torch.zeros(site.outputs))
         self.shift = nn.Parameter(torch.zeros(site.outputs))
         # zeros leave the model unchanged at the start

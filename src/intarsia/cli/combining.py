@@ -93,7 +93,6 @@ def combine(
 
 
 def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tuple[Any, Any, Any]:
-    """Load the model, batches to calibrate on, and batches to measure on."""
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..data.token_batches import inputs_of

@@ -120,7 +120,6 @@ def compare(
 
 
 def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
-    """Run the comparison and show it."""
     data, baseline = request["data"], request["baseline"]
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
@@ -196,7 +195,6 @@ def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _check_settings(names: Sequence[str], settings: Sequence[str]) -> None:
-    """Refuse METHOD.name=value settings of other methods, or that their method does not have."""
     for text in settings:
         method, dot, setting = text.partition(".")
         if not dot or "=" in method:  # refused where the settings are parted by method
@@ -247,10 +245,7 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of a file of attention spans, and print its table.
-
-    baseline: refused, since such a page has its own.
-    """
+    """Write the page of a file of attention spans, and print its table."""
     from ..reports.spans import read_spans, report_of
 
     if baseline is not None:
@@ -261,10 +256,7 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of pruned models, and print its table.
-
-    baseline: refused, since such a page has its own.
-    """
+    """Write the page of pruned models, and print its table."""
     from ..reports.sparse import gather, report_of
 
     if baseline is not None:
@@ -295,7 +287,6 @@ def show_comparison(
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
-    """Write a report as a page, and print its result."""
     from ..reports.terminal import summary
     from ..reports.writing import write
 

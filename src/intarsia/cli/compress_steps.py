@@ -80,10 +80,7 @@ def pack_gguf(model: str, bits: int | None, head: int | str | None, out: Path) -
 
 
 def _measured(host: Any, before: int, started: float) -> dict[str, Any]:
-    """Return the counts and bytes of a packed model, and the seconds that it took.
-
-    before: bytes of the model as it was; started: by `perf_counter`.
-    """
+    """Return the counts and bytes of a packed model, and the seconds since `started`."""
     from ..core import nbytes
     from ..formats.packed_linear import PackedLinear
     from ..mixtures.packed_experts import packed_stacks

@@ -186,7 +186,6 @@ def with_options(options: tuple[Parameter, ...] = ()) -> Callable[[Verb], Verb]:
 
 
 def _filled(kind: Any, values: dict[str, Any]) -> Any:
-    """Return the settings of a dataclass, filled out of the values of all options."""
     filled: dict[str, Any] = {}
     for item, _ in options_of(kind):
         value = values.pop(item.name)

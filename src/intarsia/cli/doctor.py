@@ -47,10 +47,7 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
 
 
 def _in_a_sentence(kernels: Sequence[str], missing: str, read: float) -> str:
-    """Return what the report means for sparse weights.
-
-    missing: why there are no kernels; read: GB that are read from memory in a second.
-    """
+    """Return what the report means for sparse weights; missing: why there are no kernels."""
     if not kernels:
         return f"Sparse weights are decoded once and run dense: {missing.rstrip('.')}."
     count = f"{len(kernels)} compiled kernel{'s' * (len(kernels) > 1)}"

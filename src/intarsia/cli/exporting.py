@@ -106,7 +106,6 @@ def export(
 
 
 def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
-    """Write the export of a run, and return its path."""
     if form == "gguf":
         from ..runs.release_text import release_text
 
@@ -117,7 +116,6 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
-    """Check that --quant and --int8 are given only with formats that have them."""
     if quant is not None and form != "gguf":
         got, fix = f"{quant} with --format {form}", "Leave it out."
         raise ConfigError("--quant", got=got, want="--format gguf with it", fix=fix)

@@ -172,7 +172,6 @@ def delete_documents(folder: Path, ids: Sequence[str]) -> SparseIndex:
 
 
 def _model_of(folder: Path) -> str:
-    """Return the name of the model that encoded an index.  Raises: CheckpointError."""
     from ..areas.search.index_folder import read_index
 
     return read_index(folder).metadata["model"].partition(", pruned at ")[0]

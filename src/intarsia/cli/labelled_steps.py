@@ -50,7 +50,6 @@ def _check_words(words: set[str], further: Sequence[str]) -> None:
 
 
 def _settings(arguments: Mapping[str, Any], method: str | None, seed: int) -> LabelledFit:
-    """Return the settings of a run."""
     from ..runs.labelled import LabelledFit
 
     names = ("text", "label", "split_seed", "test")
@@ -106,7 +105,6 @@ def _show_scores(run: LabelledRun) -> None:
 
 
 def _say_next(run: LabelledRun) -> None:
-    """Print the commands that usually come next."""
     folder, file = shlex.quote(str(run.folder)), "ROWS.csv" if run.columns else "TEXTS.txt"
     say(f"Next:  intarsia predict {folder} {file}  |  intarsia export {folder}")
 

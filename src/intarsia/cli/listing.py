@@ -73,7 +73,6 @@ def list_methods(
 
 
 def _show_list(described: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of methods, which has tags and years where a line has room for them."""
     if room(NARROW) < WIDE:
         columns = ("name", "kind", "arXiv", "what it is")
         rows = [(c["name"], c["kind"], c["paper"]["arxiv"], c["summary"]) for c in described]

@@ -202,7 +202,6 @@ def place(
 
 
 def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the table of how good placements of experts are."""
     cells = [
         (name, part, *(f"{value:.3f}" for value in values.values()))
         for name, parts in qualities.items()
@@ -232,7 +231,6 @@ def _judged(
 
 
 def _search(search: str, redundant: int) -> Any:
-    """Return the settings of a search for a placement."""
     from ..core.registry import card
 
     key, _, engine = search.partition("-")

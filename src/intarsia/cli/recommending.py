@@ -247,7 +247,6 @@ def recommend(
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
-    """Return the texts of a recommended item's row of the table."""
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()

@@ -104,7 +104,6 @@ def evaluate(
 
 
 def _show_classes(scores: Mapping[str, Any]) -> None:
-    """Print the scores of a run with one class for each picture."""
     from ..reports.numbers import percent
 
     say(
@@ -116,7 +115,6 @@ def _show_classes(scores: Mapping[str, Any]) -> None:
 
 
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
-    """Return the scores of a run."""
     if not skip:
         return opened.evaluate(data, part, note)
     from ..runs.runs import RunOnPictures
@@ -236,8 +234,6 @@ def _check_no_tokens(tokens: int | None) -> None:
 def _predict_pictures(
     opened: RunOnPictures, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
-    """Print the predicted classes of each picture."""
-
     predictions = opened.predict(files)
     bad = [p for p in predictions if p.error]
     # An answer without a file has no picture for the page.

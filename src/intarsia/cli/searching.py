@@ -147,7 +147,6 @@ def index(
 
 
 def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> None:
-    """Print the size of a written index, and the command that searches it."""
     sizes = searchable.sizes()
     if as_json:
         lexical = searchable.lexical and vars(searchable.lexical)
@@ -160,7 +159,6 @@ def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> 
 
 
 def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
-    """Delete documents of an index.  folder: of it; ids: theirs; as_json: print a record."""
     if not (folder / INDEX).is_file():
         want, fix = "an index's folder", "For example: intarsia index idx --delete a1"
         raise ConfigError(f"--delete from {folder}", got="no index", want=want, fix=fix)
@@ -173,7 +171,6 @@ def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
 
 
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
-    """Write an index in the form that another search engine reads."""
     check_index(folder)
     out = target(out, "bulk.ndjson")
     from ..areas.search.engines import export, queries_file

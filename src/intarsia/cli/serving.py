@@ -38,7 +38,6 @@ Models = Annotated[
 
 
 def _check_memory(text: str) -> None:
-    """Refuse a text that is no size.  Raises: ConfigError."""
     if bytes_of(text) is None:
         want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
         raise ConfigError("--memory", got=repr(text), want=want, fix=fix)
@@ -181,7 +180,6 @@ def _slots(text: str | None) -> int | float | None:
 
 
 def _policy(name: str) -> Any:
-    """Return the settings of a cache's policy, by its name."""
     from ..core.registry import card
 
     return card(name).config()

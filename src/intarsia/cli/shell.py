@@ -233,7 +233,6 @@ class Verbs(TyperGroup):
 
 
 def _command_of(name: str, function: Any) -> Any:
-    """Return typer's command of a function, or of a group of functions."""
     holder = typer.Typer(add_completion=False, rich_markup_mode="rich")
     if isinstance(function, typer.Typer):
         holder.add_typer(function, name=name, rich_help_panel=group_of(name))

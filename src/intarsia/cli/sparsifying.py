@@ -256,7 +256,6 @@ def _check_layout(layout: str) -> None:
 
 
 def _method(pruning: Pruning, pruned: dict[str, Any]) -> Any:
-    """Return the settings of a pruning method."""
     from ..core.registry import card
 
     # DSnoT improves the mask of another method, which is a setting of it.
@@ -267,7 +266,6 @@ def _method(pruning: Pruning, pruned: dict[str, Any]) -> Any:
 
 
 def _perplexity(model: Any, rows: Any) -> float:
-    """Return a language model's perplexity on rows of tokens."""
     from ..fitting import evaluate
 
     return float(evaluate(model, rows, batch_size=4).scores()["perplexity"])

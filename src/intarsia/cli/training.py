@@ -110,7 +110,6 @@ def fit(
 
 
 def _show_result(run: Any, out: Path, as_json: bool) -> None:
-    """Print the scores of a run."""
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
     else:
@@ -122,7 +121,6 @@ def _quiet(_: str) -> None:
 
 
 def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
-    """Return where and how the run is carried out."""
     from ..train import Running
     from ..train.settings import with_keywords
 

@@ -33,7 +33,6 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_density(schedule: str | None) -> None:
-    """Refuse --density without a schedule that has a density."""
     # schedules that have such a setting
     dense = [
         name

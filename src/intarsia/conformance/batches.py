@@ -26,10 +26,7 @@ class Toy:
     """ReLU experts for a router that reads its experts: their encoder alone."""
 
     def __init__(self, experts: int, like: Tensor) -> None:
-        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), the first layers of E = `experts` experts.
-
-        like: a tensor of the wanted device and dtype.
-        """
+        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), on the device and of the type of `like`."""
         draw = seeded(5)
         shapes = (experts, UNITS, WIDTH), (experts, UNITS)
         self.weight, self.bias = (
@@ -71,7 +68,7 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 def route(router: nn.Module, x: Tensor) -> Routing:
     """Route tokens, and check that the result is a routing of all of them to experts that exist.
 
-    router: the one that is tested; x: (T, d). Raises: Broken for another result.
+    x: (T, d). Raises: Broken for another result.
     """
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
@@ -109,10 +106,7 @@ def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
 
 
 def routes_an_empty_batch(card: Card) -> None:
-    """Check that the router gives no pair for no token, with finite losses, in both modes.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router gives no pair for no token, with finite losses, in both modes."""
     # a loss that divides by the number of tokens, or a maximum over none, fails here
     for training in (True, False):
         router = build(card).train(training)
@@ -124,7 +118,6 @@ def routes_padding_alone(card: Card) -> None:
     """Check that the router gives a batch of padding no expert, and finite losses.
 
     Routers with the tag "stochastic", which draw for whole samples, may give padding an expert.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card).train()
     # a random router reads no padding
@@ -141,7 +134,6 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 
     Where tokens compete for experts (tag "non_causal") the token may get none, and others may be
     routed otherwise, but their weights stay finite.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     # token 2 of 5: rows before and behind it must both stay
     x, bad = tokens(), 2
@@ -168,7 +160,6 @@ def counts_a_logit_of_zero(card: Card) -> None:
     """Check that tokens of zeros, with logits that may all be 0, get experts like other tokens.
 
     Where tokens compete for experts (tag "non_causal") it is enough if one of them gets an expert.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     # ReLU gates and top-p have ties at zero
     has_expert = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
@@ -181,7 +172,6 @@ def evaluates_as_it_trains(card: Card) -> None:
     """Check that a router routes alike in training and in evaluation, up to its capacity.
 
     Routers that draw random numbers are left out. A capacity drops pairs in training alone.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -194,10 +184,7 @@ def evaluates_as_it_trains(card: Card) -> None:
 
 
 def heeds_no_autocast(card: Card) -> None:
-    """Check that the weights that the router gives have the same bits with autocast and without.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the weights that the router gives have the same bits with autocast and without."""
     want = gates(build(card).eval(), tokens())
     with torch.autocast("cpu", torch.bfloat16):
         got = gates(build(card).eval(), tokens())
@@ -223,10 +210,7 @@ class _Largest(TorchDispatchMode):
 
 
 def grows_with_tokens_alone(card: Card) -> None:
-    """Check that twice the tokens T at most double the router's largest tensor: no T x T tensor.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that twice the tokens T at most double the router's largest tensor: no T x T tensor."""
     sizes: list[int] = []
     # a one-hot of (T, E, C) places grows with T x T, as C grows with T
     for count in (MANY, 2 * MANY):
@@ -243,7 +227,6 @@ def forgets_the_batch_before(card: Card) -> None:
     """Check that after `gating.start` the router's routing does not depend on earlier batches.
 
     Routers that draw are left out.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -257,10 +240,7 @@ def forgets_the_batch_before(card: Card) -> None:
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
-    """Check that a router with `equal_counts` gives each token as many experts as any other.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a router with `equal_counts` gives each token as many experts as any other."""
     # zeros, normal numbers, and logits so large that others round to 0
     for scale in (0.0, 1.0, 1e4):
         router = build(card).train()
@@ -272,10 +252,7 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
 
 
 def comes_back_from_its_state(card: Card) -> None:
-    """Check that the router's state dict holds everything that decides in evaluation.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router's state dict holds everything that decides in evaluation."""
     saved, fresh = build(card).eval(), build(card, seed=5).eval()
     if not isinstance(saved, Router):
         return
@@ -286,10 +263,7 @@ def comes_back_from_its_state(card: Card) -> None:
 
 
 def remembers_its_steps(card: Card) -> None:
-    """Check that the router's state dict holds what `before_step` changes, for a resumed run.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router's state dict holds what `before_step` changes, for a resumed run."""
     run, resumed = build(card).train(), build(card, seed=5).train()
     if not isinstance(run, ChangesByStep) or not isinstance(resumed, ChangesByStep):
         return
@@ -310,10 +284,7 @@ def remembers_its_steps(card: Card) -> None:
 
 
 def says_what_width_it_takes(card: Card) -> None:
-    """Check that the router takes tokens of another width, or raises an error of this library.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router takes tokens of another width, or raises an error of this library."""
     try:
         route(build(card), torch.ones(TOKENS, WIDTH + 1))
     except (Broken, IntarsiaError) as error:

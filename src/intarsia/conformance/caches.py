@@ -19,8 +19,7 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 def asked(seed: int = 0) -> list[list[Key]]:
     """Make up a demand for experts: for each of STEPS steps of decoding a list of (layer, expert).
 
-    seed: of the draw. A step needs two or three experts of each layer, some much more often than
-    others.
+    A step needs two or three experts of each layer, some much more often than others.
     """
     draws = seeded(seed)
     # popular experts make the policies differ; noise makes every expert appear
@@ -34,7 +33,6 @@ def asked(seed: int = 0) -> list[list[Key]]:
 
 
 def _policy(card: Card) -> Policy:
-    """Build the policy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     return config.build(LAYERS, EXPERTS)
 
@@ -45,10 +43,7 @@ def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Resid
 
 
 def serves_every_ask(card: Card) -> None:
-    """Check that a cache under the policy serves each request once: as a hit, or by a load.
-
-    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
-    """
+    """Check that a cache under the policy serves each request once: as a hit, or by a load."""
     all_experts = [
         [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)] for _ in range(3)
     ]
@@ -60,10 +55,7 @@ def serves_every_ask(card: Card) -> None:
 
 
 def loads_each_once_where_all_fit(card: Card) -> None:
-    """Check that a cache with room for all experts loads each of them once, when first needed.
-
-    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
-    """
+    """Check that a cache with room for all experts loads each of them once, when first needed."""
     # different experts, not requests
     want = len({key for step in asked() for key in step})
     loads = _run(card, LAYERS * EXPERTS).loads
@@ -71,10 +63,7 @@ def loads_each_once_where_all_fit(card: Card) -> None:
 
 
 def chooses_what_it_is_offered(card: Card) -> None:
-    """Check that the policy's `victim` returns one of the experts that may be evicted.
-
-    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
-    """
+    """Check that the policy's `victim` returns one of the experts that may be evicted."""
     policy = _policy(card)
     offered: list[list[Key]] = []
     victims: list[Key] = []
@@ -94,10 +83,7 @@ def chooses_what_it_is_offered(card: Card) -> None:
 
 
 def decides_alike(card: Card) -> None:
-    """Check that the policy loads the same experts in the same order each time.
-
-    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
-    """
+    """Check that the policy loads the same experts in the same order each time."""
     runs: list[list[Key]] = []
     for _ in range(2):
         # a draw from torch's generator would change the second run
@@ -119,10 +105,7 @@ def decides_alike(card: Card) -> None:
 
 
 def survives_steps_of_one_layer(card: Card) -> None:
-    """Check that the policy serves a model of one layer, and steps that skip layers.
-
-    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
-    """
+    """Check that the policy serves a model of one layer, and steps that skip layers."""
     config: Any = tiny(card)
     # the experts of each step as those of layer 0, and two at most, as many as the cache holds
     one_layer = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]

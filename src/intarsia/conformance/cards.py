@@ -33,10 +33,7 @@ def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any
 
 
 def says_what_it_is(card: Card) -> None:
-    """Check that the card has a proper key, summary, family and paper.
-
-    card: a method's entry in the catalogue, which has settings, paper and tags.
-    """
+    """Check that the card has a proper key, summary, family and paper."""
     paper = card.paper
     wrong = {
         "key": re.fullmatch(r"[a-z][a-z0-9_-]*", card.key) is None,
@@ -52,10 +49,7 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Check that each setting is declared by `setting`, with a help of its own.
-
-    card: a method's entry in the catalogue, which has settings, paper and tags.
-    """
+    """Check that each setting is declared by `setting`, with a help of its own."""
     holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
     require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
     fields = dataclasses.fields(cast(Any, card.config))
@@ -74,10 +68,7 @@ def has_defaults(card: Card) -> None:
 
 
 def is_frozen(card: Card) -> None:
-    """Check that the method's settings cannot be changed after they were validated.
-
-    card: a method's entry in the catalogue, which has settings, paper and tags.
-    """
+    """Check that the method's settings cannot be changed after they were validated."""
     config = tiny(card)
     name = next((f.name for f in dataclasses.fields(config)), "setting")
     try:
@@ -90,10 +81,7 @@ def is_frozen(card: Card) -> None:
 
 
 def survives_json(card: Card) -> None:
-    """Check that the method's settings are equal after they were written to JSON and read again.
-
-    card: a method's entry in the catalogue, which has settings, paper and tags.
-    """
+    """Check that the method's settings are equal after they were written to JSON and read again."""
     config = tiny(card)
     try:
         # tuples become lists in JSON, and listed methods become their keys

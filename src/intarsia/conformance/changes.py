@@ -89,10 +89,7 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """Return the batches that a change may decide by, with labels if it needs them.
-
-    change: needs labels if "labels" is in its `needs`. host: a model of tokens or of pictures.
-    """
+    """Return the batches that a change may decide by, with labels if it needs them."""
     if reads_tokens(host):
         return [tokens()]
     labelled = "labels" in change.needs
@@ -105,11 +102,7 @@ def change_of(card: Card) -> Change:
 
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
-    """Apply a change to a model, with batches that it may use; return the changed model.
-
-    host: the model; change: an adapter, a pruning or another change of a model; seed: of new
-    weights and draws.
-    """
+    """Apply a change to a model, with batches that it may use; return the changed model."""
     return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
 
@@ -118,7 +111,6 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
 
     HOSTS: functions without arguments, each builds a small model (a ViT, a decoder, a CNN).
     Raises: Broken if the change accepts none of them.
-    card: the entry in the catalogue of a change, which alters a model.
     """
     return _host_for(change_of(card))
 
@@ -147,10 +139,7 @@ def takes_a_host(card: Card) -> None:
 
 
 def plans_without_a_trace(card: Card) -> None:
-    """Check that planning the change does not alter the model, and one seed gives one result.
-
-    card: the entry in the catalogue of a change, which alters a model.
-    """
+    """Check that planning the change does not alter the model, and one seed gives one result."""
     make = host_of(card)
     host = make()
     change = change_of(card)
@@ -190,10 +179,7 @@ class _Fails(Change):
 
 
 def leaves_no_trace_of_an_error(card: Card) -> None:
-    """Check that a change which fails half way leaves the model as it was, with weights and hooks.
-
-    card: the entry in the catalogue of a change, which alters a model.
-    """
+    """Check that a change that fails half way leaves the model as it was, weights and hooks."""
     make = host_of(card)
     host = make()
     try:
@@ -209,7 +195,6 @@ def preserves_what_it_says(card: Card) -> None:
 
     `preserves` is an attribute of the change. Outputs are kept if logits differ by at most 1e-4
     right after the change; the shape, if the state dict has the same names and shapes.
-    card: the entry in the catalogue of a change, which alters a model.
     """
     make, change = host_of(card), change_of(card)
     before, after = make(), changed(make(), change)
@@ -223,10 +208,7 @@ def preserves_what_it_says(card: Card) -> None:
 
 
 def comes_back_from_its_folder(card: Card) -> None:
-    """Check that a changed and trained model has the same outputs after it was saved and loaded.
-
-    card: the entry in the catalogue of a change, which alters a model.
-    """
+    """Check that a changed and trained model has the same outputs after it was saved and loaded."""
     make = host_of(card)
     # moved weights: an adapter that starts at zero would fold and load trivially
     model = moved(changed(make(), change_of(card)))
@@ -239,10 +221,7 @@ def comes_back_from_its_folder(card: Card) -> None:
 
 
 def folds_or_refuses(card: Card) -> None:
-    """Check that the change's `fold` gives a model with the same outputs, or raises FoldError.
-
-    card: the entry in the catalogue of a change, which alters a model.
-    """
+    """Check that the change's `fold` gives a model with the same outputs, or raises FoldError."""
     change = change_of(card)
     model = moved(changed(host_of(card)(), change))
     want = outputs(model)
@@ -275,7 +254,6 @@ def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> N
 
 
 def _hooks(module: nn.Module) -> int:
-    """Count the forward hooks of a module."""
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 

@@ -42,10 +42,7 @@ def is_a_format(card: Card) -> None:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that a decoded weight has the original's shape and dtype, also if it is empty.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that a decoded weight has the original's shape and dtype, also if it is empty."""
     for shape in SHAPES:
         for dtype in DTYPES:
             w = weight(shape, dtype)
@@ -57,10 +54,7 @@ def keeps_shape_and_dtype(card: Card) -> None:
 
 
 def leaves_the_weight_alone(card: Card) -> None:
-    """Check that the format's encode does not write to the weight, and keeps no view of it.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that the format's encode does not write to the weight, and keeps no view of it."""
     w = weight()
     stored = tiny(card).encode(w)
     require(torch.equal(w, weight()), "a weight written to", "it as given", "Copy it.")
@@ -78,10 +72,7 @@ def exact_exactly_when_tagged(card: Card) -> None:
 
 
 def errs_less_than_a_constant(card: Card) -> None:
-    """Check that a decoded weight is at least as close to the original as its mean would be.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that a decoded weight is at least as close to the original as its mean would be."""
     for w in _weights():
         off = float((_round(tiny(card), w).to(w) - w).square().sum())
         # a format that stores nothing but the mean errs as much as this
@@ -91,10 +82,7 @@ def errs_less_than_a_constant(card: Card) -> None:
 
 
 def moves_less_the_second_time(card: Card) -> None:
-    """Check that storing a decoded weight again changes it no more than the first time.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that storing a decoded weight again changes it no more than the first time."""
     for w in _weights():
         # a projection on the format's numbers does not move weights that are among them
         once = _round(tiny(card), w).to(w)
@@ -108,10 +96,7 @@ def moves_less_the_second_time(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that the format's tensors decode to the same bits after a safetensors file.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that the format's tensors decode to the same bits after a safetensors file."""
     for shape in SHAPES:
         stored = tiny(card).encode(weight(shape))
         again = tiny(card).decode(read_again(stored), shape)
@@ -121,10 +106,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """Check that `nbytes` is the size in bytes of a safetensors file, without the file's header.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that `nbytes` is the size in bytes of a safetensors file, without the file's header."""
     stored: Stored = tiny(card).encode(weight())
     file = safetensors.torch.save(dict(stored))
     # the file's header is no part of the weight
@@ -136,10 +118,7 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """Check that matmul gives x W^T, and its gradient in x, with W the decoded weight.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that matmul gives x W^T, and its gradient in x, with W the decoded weight."""
     w = weight()
     stored, plain = tiny(card).encode(w), _round(tiny(card), w)
     for rows in ((3,), (2, 0), (2, 4)):
@@ -155,10 +134,7 @@ def multiplies_as_it_decodes(card: Card) -> None:
 
 
 def keeps_what_it_is_told_or_refuses(card: Card) -> None:
-    """Check that the format decodes weights outside `keep` to 0, or refuses a mask.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that the format decodes weights outside `keep` to 0, or refuses a mask."""
     w = weight()
     keep = torch.rand(w.shape, generator=seeded(3)) < 0.5
     try:
@@ -173,10 +149,7 @@ def keeps_what_it_is_told_or_refuses(card: Card) -> None:
 
 
 def refuses_another_shape(card: Card) -> None:
-    """Check that the format does not decode a stored weight to another size.
-
-    card: the entry in the catalogue of a format, a way to store a weight.
-    """
+    """Check that the format does not decode a stored weight to another size."""
     stored = tiny(card).encode(weight())
     # ten times as many rows, so that every stored tensor is too short
     call, fix = lambda: tiny(card).decode(stored, (50, 7)), "Compare the sizes in decode."
@@ -184,7 +157,6 @@ def refuses_another_shape(card: Card) -> None:
 
 
 def _weights() -> list[Tensor]:
-    """Return a weight of each of SHAPES."""
     return [weight(shape) for shape in SHAPES]
 
 

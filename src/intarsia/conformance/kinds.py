@@ -34,8 +34,7 @@ from .verdict import Checks, Law, checks
 def adapter_laws(card: Card) -> tuple[Law, ...]:
     """Return the laws (functions that test a method by its card) of an adapter.
 
-    card: the adapter's entry in the catalogue. A listed one, which PEFT can hold, also gets the
-      laws of a change.
+    A listed one, which PEFT can hold, also gets the laws of a change.
     """
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
 
@@ -43,7 +42,7 @@ def adapter_laws(card: Card) -> tuple[Law, ...]:
 def change_laws(card: Card) -> tuple[Law, ...]:
     """Return the laws (functions that test a method by its card) of a `Change`.
 
-    card: the change's entry in the catalogue. A `Sparsifier` also gets its own laws.
+    A `Sparsifier` also gets its own laws.
     """
     is_sparsifier = isinstance(card.config(**card.tiny), Sparsifier)
     return changes.LAWS + (sparsifiers.SPARSIFIER_LAWS if is_sparsifier else ())
@@ -52,8 +51,7 @@ def change_laws(card: Card) -> tuple[Law, ...]:
 def schedule_laws(card: Card) -> tuple[Law, ...]:
     """Return the laws (functions that test a method by its card) of a schedule.
 
-    card: the schedule's entry in the catalogue. Which laws depends on its type: a `LayerSchedule`,
-      a `SparseSchedule`, or a function of steps.
+    Which laws depends on its type: a `LayerSchedule`, a `SparseSchedule`, or a function of steps.
     """
     schedule = card.config(**card.tiny)
     if isinstance(schedule, LayerSchedule):

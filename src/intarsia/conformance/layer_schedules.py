@@ -15,7 +15,6 @@ from .verdict import Law, laws_of, require
 
 
 def _dense() -> nn.Module:
-    """Return the dense net that the laws use."""
     return net(sparse=False)
 
 
@@ -26,10 +25,7 @@ def _outputs(model: nn.Module) -> Tensor:
 
 
 def ends_with_what_it_computed(card: Card) -> None:
-    """Check that ending the schedule's training, also twice, does not change the outputs.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that ending the schedule's training, also twice, does not change the outputs."""
     schedule: Any = tiny(card)
     model = _dense()
     with schedule.training(model) as end:
@@ -46,10 +42,7 @@ def ends_with_what_it_computed(card: Card) -> None:
 
 
 def computes_something_else(card: Card) -> None:
-    """Check that layers compute other outputs than the dense model while the schedule is on.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that layers compute other outputs than the dense model while the schedule is on."""
     schedule: Any = tiny(card)
     model = _dense()
     before = _outputs(model)
@@ -64,7 +57,6 @@ def trains_all_weights_of_a_plain_model(card: Card) -> None:
 
     Each parameter must get a gradient in over half of its entries; after the error parameters and
     forwards must be as before.
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
     schedule: Any = tiny(card)
     model = _dense()

@@ -27,10 +27,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def moved(model: M, scale: float = 0.1, seed: int = 2) -> M:
-    """Add noise to every trained weight of a model, as training would; return the model.
-
-    scale: size of the noise; seed: of the draw.
-    """
+    """Add noise to every trained weight of a model, as training would; return the model."""
     generator = seeded(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -57,8 +54,7 @@ def torch_seed(seed: int) -> Iterator[None]:
 def require_own_draws(make: Callable[[], Iterable[Tensor]], got: str, fix: str) -> None:
     """Require that two calls of `make` give the same bits, whatever torch's global generator does.
 
-    make: returns tensors of something that draws from a generator of its own. got, fix: the error's
-    text.
+    make: returns tensors of something that draws from a generator of its own.
     """
     runs: list[list[Tensor]] = []
     # the method's own generator has one seed; torch's has two

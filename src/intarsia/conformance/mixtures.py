@@ -66,10 +66,7 @@ def _outputs_of(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that the method's outputs have x's shape, dtype and device.
-
-    card: the entry in the catalogue of a layer of experts, or of an update between layers.
-    """
+    """Check that the method's outputs have x's shape, dtype and device."""
     # float64, half precision, no values, and no rows
     for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta"), stream(0)[:0]):
         module = _module(card).to(x.device, x.dtype)
@@ -83,7 +80,6 @@ def keeps_rows_apart(card: Card) -> None:
     """Check that a row's outputs in evaluation do not depend on the other rows of the batch.
 
     The tiny settings leave experts room for all rows.
-    card: the entry in the catalogue of a layer of experts, or of an update between layers.
     """
     rows, module = stream(1), _module(card).double().eval()
     # each row as a batch of one
@@ -98,7 +94,6 @@ def teaches_the_block(card: Card) -> None:
 
     An update between layers changes what a block adds to the residual stream; if it passed no
     gradient on, the block that computed the addition would not learn.
-    card: the entry in the catalogue of a layer of experts, or of an update between layers.
     """
     blocks = Stream(tiny(card))
     added = blocks(stream(2))[0]
@@ -112,10 +107,7 @@ def teaches_the_block(card: Card) -> None:
 
 
 def layer_learns(card: Card) -> None:
-    """Check that the layer's parameters all get a gradient from its outputs and losses.
-
-    card: the entry in the catalogue of a layer of experts, or of an update between layers.
-    """
+    """Check that the layer's parameters all get a gradient from its outputs and losses."""
     layer = _module(card).double().train()
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]

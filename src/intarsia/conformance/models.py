@@ -14,10 +14,7 @@ from .verdict import Law, require
 
 
 def is_an_estimator(card: Card) -> None:
-    """Check that the model passes scikit-learn's `check_estimator`.
-
-    card: the model's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the model passes scikit-learn's `check_estimator`."""
     model = tiny(card)
     fix = "Inherit from sklearn.base.BaseEstimator."
     require(isinstance(model, BaseEstimator), type(model).__name__, "an estimator", fix)

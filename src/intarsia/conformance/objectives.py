@@ -38,7 +38,6 @@ class SideBySide(nn.Module):
     """Tokens through blocks that stand side by side, so that their order means nothing."""
 
     def __init__(self) -> None:
-        """Build an embedding, three parallel blocks and a head, with random weights."""
         super().__init__()
         self.embed, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
         self.blocks = nn.ModuleList(DropoutBlock() for _ in range(3))
@@ -76,16 +75,14 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
     """Compute an objective on the batch of the tests, for a student model and its teacher.
 
-    card: the objective's entry in the catalogue. student, teacher: models as `net` makes them.
-    padding: the token id behind the end of shorter rows. Returns the loss, 0-dimensional, with the
-    student's logits and the loss's parts by name.
+    student, teacher: models as `net` makes them. padding: the token id behind the end of shorter
+    rows. Returns the loss, 0-dimensional, with the student's logits and the loss's parts by name.
     """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
 
 
 def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the gradients of a loss, by parameter name."""
     names, weights = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(result.loss, weights), strict=True))
 
@@ -94,8 +91,6 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
     """Check that with a copy of the student as teacher the loss is the labels' alone.
 
     Its gradients must be the labels' gradients, too.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
     """
     student = net(0)
     distilled = outcome(card, student, copy.deepcopy(student))
@@ -109,10 +104,7 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
 
 
 def follows_another_teacher(card: Card) -> None:
-    """Check that under the objective another teacher gives a larger loss and other gradients.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that under the objective another teacher gives a larger loss and other gradients."""
     student = net(0)
     distilled, alone = outcome(card, student, net(1)), plain(student, *batch())
     require(
@@ -125,10 +117,7 @@ def follows_another_teacher(card: Card) -> None:
 
 
 def ignores_padding(card: Card) -> None:
-    """Check that tokens outside the attention mask do not change the objective.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that tokens outside the attention mask do not change the objective."""
     student, teacher = net(0), net(1)
     # two padding tokens: an objective that reads them gives two losses
     first, second = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
@@ -136,10 +125,7 @@ def ignores_padding(card: Card) -> None:
 
 
 def counts_blocks_in_any_order(card: Card) -> None:
-    """Check that the objective does not depend on the order in which parallel blocks are listed.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the objective does not depend on the order in which parallel blocks are listed."""
     student, teacher = net(0), net(1)
     first = outcome(card, student, teacher).loss.detach()
     # both models get their blocks in reverse order
@@ -152,8 +138,7 @@ def counts_blocks_in_any_order(card: Card) -> None:
 def leaves_its_teacher_alone(card: Card) -> None:
     """Check that the objective computes its teacher in eval mode and leaves it as it was.
 
-    card: the objective's entry in the catalogue. The teacher gets no gradient and no new state, and
-    is in training mode again afterwards.
+    The teacher gets no gradient and no new state, and is in training mode again afterwards.
     """
     # a teacher in training mode has dropout, so that its losses would differ
     student, teacher = net(0), net(1).train()
@@ -173,10 +158,7 @@ def leaves_its_teacher_alone(card: Card) -> None:
 
 
 def keeps_zeros(card: Card) -> None:
-    """Check that a sparse student keeps its zeros under the objective while its weights learn.
-
-    card: the objective's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a sparse student keeps its zeros under the objective while its weights learn."""
     student, teacher = net(0), moved(net(0))
     with torch.no_grad():
         for block in student.get_submodule("blocks").children():

@@ -33,7 +33,6 @@ def processes() -> Processes:
 
 
 def _strategy(card: Card) -> Strategy:
-    """Return the strategy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
     # a protocol: any class with these methods will do
@@ -79,8 +78,6 @@ def plans_the_same_each_time(card: Card) -> None:
     """Check that the strategy's plan is deterministic, and is the same after JSON.
 
     Simulated, the plan must take more than 0 seconds.
-
-    card: the entry in the catalogue of a strategy, which shares experts among processes.
     """
     trial, strategy = ExpertTrial(), _strategy(card)
     size = size_of(trial.layers_of()[0])
@@ -96,10 +93,7 @@ def plans_the_same_each_time(card: Card) -> None:
 
 
 def deals_out_every_row(card: Card) -> None:
-    """Check that the strategy gives each row a device, or several that hold the same rows.
-
-    card: the entry in the catalogue of a strategy, which shares experts among processes.
-    """
+    """Check that the strategy gives each row a device, or several that hold the same rows."""
     rows = _strategy(card).rows(ExpertTrial().trace(), LINKS.devices)
     # several devices may hold the same rows, as tensor parallelism has it
     fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())

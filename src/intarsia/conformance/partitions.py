@@ -37,16 +37,12 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
 
 
 def _choose(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Let a method select weights by their scores; return the partition."""
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 
 
 def gives_each_weight_a_label(card: Card) -> None:
-    """Check that the method gives every weight a label, and does not write to the scores.
-
-    card: the entry in the catalogue of a method that selects weights by their scores.
-    """
+    """Check that the method gives every weight a label, and does not write to the scores."""
     for shapes in SHAPES:
         weight_scores = scores(shapes)
         partition = _choose(card, weight_scores)
@@ -60,7 +56,6 @@ def chooses_as_many_as_asked(card: Card) -> None:
     """Check that the method selects the share `density` of all weights.
 
     Rounding may change the number of selected weights by one for each parameter.
-    card: the entry in the catalogue of a method that selects weights by their scores.
     """
     density = tiny(card).density
     for shapes in SHAPES:
@@ -85,10 +80,7 @@ def depends_on_its_generator_only(card: Card) -> None:
 
 
 def balances_its_parts(card: Card) -> None:
-    """Check that the sizes of the method's parts differ by one row or column of weights at most.
-
-    card: the entry in the catalogue of a method that selects weights by their scores.
-    """
+    """Check that the sizes of the method's parts differ by one row or column of weights at most."""
     # 12 x 12, so that 12 is a row, or a column
     sizes = _choose(card, scores({"a": (12, 12)})).sizes()
     off = int(sizes.max() - sizes.min())
@@ -96,10 +88,7 @@ def balances_its_parts(card: Card) -> None:
 
 
 def follows_the_scores_or_ignores_them(card: Card) -> None:
-    """Check that permuted scores give the permuted choice, or the same if scores are not read.
-
-    card: the entry in the catalogue of a method that selects weights by their scores.
-    """
+    """Check that permuted scores give the permuted choice, or the same if scores are not read."""
     weight_scores = scores({"a": (6, 4)})
     want = _choose(card, weight_scores)["a"]
     # flipped scores tell a choice by score from one by place

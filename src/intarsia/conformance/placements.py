@@ -22,7 +22,7 @@ LAYERS, EXPERTS, DEVICES, TOKENS = 3, 8, 4, 48
 def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
     """Return a trace (which experts each token had) with two experts a token in each layer.
 
-    seed: of the draw; experts: in each layer, some chosen more often than others.
+    experts: in each layer, some chosen more often than others.
     """
     draws = seeded(seed)
     popularity = 2 * torch.rand(LAYERS, experts, generator=draws)
@@ -33,16 +33,12 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place experts on devices by the search that a card stands for."""
     config: Any = tiny(card)
     return config.place(trace, links)
 
 
 def places_every_expert(card: Card) -> None:
-    """Check that the search gives each expert a device, and no device more than its share of them.
-
-    card: the entry in the catalogue of a search, which puts experts on devices.
-    """
+    """Check that the search gives each expert a device, and no device more than its share."""
     for links in (Topology.uniform(DEVICES), Topology.two_level(2, 2), Topology.uniform(1)):
         placement = _placed(card, routed(), links)
         shape = placement.layers, placement.experts, placement.devices
@@ -57,10 +53,7 @@ def places_every_expert(card: Card) -> None:
 
 
 def places_the_same_each_time(card: Card) -> None:
-    """Check that the search finds one placement, whatever torch's own generator does.
-
-    card: the entry in the catalogue of a search, which puts experts on devices.
-    """
+    """Check that the search finds one placement, whatever torch's own generator does."""
     first = _placed(card, routed(), Topology.uniform(DEVICES))
     torch.rand(3)
     again = _placed(card, routed(), Topology.uniform(DEVICES))
@@ -70,10 +63,7 @@ def places_the_same_each_time(card: Card) -> None:
 
 
 def leaves_the_trace_alone(card: Card) -> None:
-    """Check that the search does not write to the trace.
-
-    card: the entry in the catalogue of a search, which puts experts on devices.
-    """
+    """Check that the search does not write to the trace."""
     trace = routed()
     _placed(card, trace, Topology.uniform(DEVICES))
     # the same seed draws the trace as it was
@@ -82,10 +72,7 @@ def leaves_the_trace_alone(card: Card) -> None:
 
 
 def takes_layers_without_tokens(card: Card) -> None:
-    """Check that the search places experts without tokens, and takes a trace of one layer.
-
-    card: the entry in the catalogue of a search, which puts experts on devices.
-    """
+    """Check that the search places experts without tokens, and takes a trace of one layer."""
     trace = routed()
     # no token has an expert in this layer
     trace.expert[:, 1] = -1
@@ -96,10 +83,7 @@ def takes_layers_without_tokens(card: Card) -> None:
 
 
 def gives_each_expert_one_home(card: Card) -> None:
-    """Check that each expert's owner holds it, and that a plan sends rows to devices that hold it.
-
-    card: the entry in the catalogue of a search, which puts experts on devices.
-    """
+    """Check that each expert's owner holds it, and that plans send rows to its holders."""
     trace, links, size = routed(), Topology.uniform(DEVICES), ExpertSize(3, 2, 4)
     placement, home = _placed(card, trace, links), homes(trace, DEVICES)
     owners_hold = bool(placement.holds.gather(1, placement.owner[:, None]).all())

@@ -21,7 +21,7 @@ DRAWS = 20
 def returns_a_routing(card: Card) -> None:
     """Check that the router returns a Routing, with finite weights and scalar losses.
 
-    The input must stay as it was. card: the router's entry in the catalogue.
+    The input must stay as it was.
     """
     x = tokens()
     before = x.clone()
@@ -40,10 +40,7 @@ def routes_one_token(card: Card) -> None:
 
 
 def follows_device_and_dtype(card: Card) -> None:
-    """Check that the router's weights have the device and the dtype of x.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router's weights have the device and the dtype of x."""
     for x in (tokens().double(), tokens().to("meta")):
         router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(router, x).weight
@@ -64,10 +61,7 @@ def _resized(card: Card, **sizes: int) -> nn.Module | None:
 
 
 def gives_one_expert_all(card: Card) -> None:
-    """Check that a router with a single expert sends it every token, with weight 1.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a router with a single expert sends it every token, with weight 1."""
     # some configs fix k, and have no setting `active`
     router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
     if router is None:
@@ -77,10 +71,7 @@ def gives_one_expert_all(card: Card) -> None:
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
-    """Check that a router that chooses all E of E experts sends every token to each of them.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a router that chooses all E of E experts sends every token to each of them."""
     experts = settings_to_dict(tiny(card)).get("experts", 0)
     router = _resized(card, experts=experts, active=experts)
     if router is None:
@@ -90,10 +81,7 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
 
 
 def stands_extreme_inputs(card: Card) -> None:
-    """Check that the router's weights are finite and not negative for huge inputs and for zeros.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the router's weights are finite and not negative for huge inputs and for zeros."""
     # exp(1e5) overflows without subtracting the largest logit
     for scale in (0.0, 1e5):
         weight = route(build(card), scale * tokens()).weight.detach()
@@ -106,7 +94,6 @@ def leaves_padding_out(card: Card) -> None:
     """Check that the router gives padding no expert, and other tokens and losses do not change.
 
     Routers that draw are left out: they draw for whole samples.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card)
     if "stochastic" in card.tags or not isinstance(router, Router):
@@ -128,10 +115,7 @@ def leaves_padding_out(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that a learned router gives the same bits each time in evaluation.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a learned router gives the same bits each time in evaluation."""
     router = build(card).eval()
     if isinstance(router, Router):
         drawn = _drawn(router, tokens())
@@ -143,7 +127,6 @@ def capacity_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "capacity" exactly if experts depend on the tokens' order.
 
     Routers that draw are left out.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -168,10 +151,7 @@ def draws_from_its_generator(card: Card) -> None:
 
 
 def sparse_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "sparse" exactly if no token goes to every expert.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the card has the tag "sparse" exactly if no token goes to every expert."""
     drawn = _drawn(build(card), tokens())
     sparse = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
     require_tag(card, "sparse", sparse, "routing that leaves some expert out for every token")
@@ -187,7 +167,6 @@ def learned_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "learned" exactly if every parameter gets a gradient.
 
     The parameters are the router's, and the parameters of experts that it reads.
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card)
     routing = after_a_layer(router, tokens())
@@ -205,8 +184,8 @@ def learned_exactly_when_tagged(card: Card) -> None:
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
     """Route x as in a second layer: the router of the first layer has left a random state.
 
-    router: the one that is tested; a router without such states only routes x. x: tokens (T, d);
-    seed: of the state. Returns the routing of the T tokens.
+    router: the one that is tested; a router without such states only routes x. x: tokens (T, d).
+    Returns the routing of the T tokens.
     """
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
@@ -220,8 +199,6 @@ def stateful_exactly_when_tagged(card: Card) -> None:
     """Check that the card is tagged "stateful" exactly if the last layer's state changes routing.
 
     Routers that draw are left out.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -231,10 +208,7 @@ def stateful_exactly_when_tagged(card: Card) -> None:
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:
-    """Check that the card is tagged "non_causal" exactly if a later token decides for earlier ones.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the card is tagged "non_causal" exactly if later tokens decide earlier ones."""
     differ = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)

@@ -46,9 +46,9 @@ def model() -> nn.Module:
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
     """Return the calls that a schedule makes in a training of `steps` steps, in order.
 
-    card: the schedule's entry in the catalogue. Each call takes a model and changes it as
-    schedule(model, step, steps) does. A schedule of the type `ByFit` goes by accuracies instead:
-    its calls do schedule.follow(model, the first n of ACCURACIES), n = 0, 1, ...
+    Each call takes a model and changes it as schedule(model, step, steps) does. A schedule of the
+    type `ByFit` goes by accuracies instead: its calls do schedule.follow(model, the first n of
+    ACCURACIES), n = 0, 1, ...
     """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
@@ -58,10 +58,7 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Return what decides how a module computes: plain attributes, parameters and buffers, by name.
-
-    module: the modules inside are included.
-    """
+    """Return what decides how a module computes: attributes, parameters and buffers, by name."""
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
     for path, part in module.named_modules():
@@ -73,7 +70,6 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 def _applied(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Apply a schedule's calls to a model; return it."""
     module = model() if start is None else start
     for call in calls:
         call(module)
@@ -92,26 +88,19 @@ def _differ(first: nn.Module, second: nn.Module) -> list[str]:
 
 
 def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> None:
-    """Require that two models have the same state.  name, fix: text of an error."""
     differ = _differ(first, second)
     require(not differ, f"{name} that differ in {differ}", "the same", fix)
 
 
 def sets_something(card: Card) -> None:
-    """Check that the schedule changes the model at some step.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the schedule changes the model at some step."""
     fresh = _applied([])
     changes = any(_differ(fresh, _applied([move])) for move in moves(card))
     require(changes, "a model as it was", "a change", "Set what the step decides.")
 
 
 def depends_on_the_step_alone(card: Card) -> None:
-    """Check that what the schedule sets at a step does not depend on earlier calls.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that what the schedule sets at a step does not depend on earlier calls."""
     calls = moves(card)
     fix = "Remember nothing between the steps."
     for n, call in enumerate(calls):
@@ -122,10 +111,7 @@ def depends_on_the_step_alone(card: Card) -> None:
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """Check that a model loaded from saved tensors continues under the schedule as the saved one.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that a model loaded from saved tensors continues under the schedule as saved."""
     calls = moves(card)
     for n in range(1, len(calls)):
         run, again = _applied(calls[:n]), _applied([])
@@ -135,10 +121,7 @@ def resumes_from_a_state_dict(card: Card) -> None:
 
 
 def ends_alike(card: Card) -> None:
-    """Check that the schedule's last step gives the same model in trainings of 7 and 70 steps.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the schedule's last step gives the same model in trainings of 7 and 70 steps."""
     # only the last call of each training
     short, long = (_applied(moves(card, steps)[-1:]) for steps in (7, 70))
     for end in (short, long):
@@ -150,8 +133,6 @@ def refuses_a_step_outside(card: Card) -> None:
     """Check that the schedule refuses a step outside 0 ... steps - 1.
 
     One of the type `ByFit`, which goes by accuracies and has no steps, is left out.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
@@ -163,10 +144,7 @@ def refuses_a_step_outside(card: Card) -> None:
 
 
 def draws_nothing_of_torch_s(card: Card) -> None:
-    """Check that the schedule does not use torch's own generator.
-
-    card: the schedule's entry in the catalogue, with tiny settings for tests.
-    """
+    """Check that the schedule does not use torch's own generator."""
     with torch_seed(0):
         fresh = _applied([])
         before = torch.get_rng_state()

@@ -42,15 +42,11 @@ def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
 
 
 def _statistics_of(x: Tensor) -> Statistics:
-    """Return all statistics of these inputs."""
     return Statistics.of(x, hessian=True)
 
 
 def scores_each_weight(card: Card) -> None:
-    """Check that the score is finite for each weight, also for empty layers and zero inputs.
-
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
-    """
+    """Check that the score is finite for each weight, also for empty layers and zero inputs."""
     # an ordinary layer, one with a single output, an empty one
     for w in (weight(), weight(1), weight(0)):
         # inputs of 0 and no input at all make a division by their norm fail
@@ -63,10 +59,7 @@ def scores_each_weight(card: Card) -> None:
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Check that statistics of parts of the inputs, added up, give the scores of all inputs.
-
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
-    """
+    """Check that statistics of parts of the inputs, added up, give the scores of all inputs."""
     want = _scored(card, weight(), _statistics_of(rows()))
     for cut in (1, 5):
         parts = _statistics_of(rows()[:cut]) + _statistics_of(rows()[cut:])
@@ -82,10 +75,7 @@ def is_the_same_each_time(card: Card) -> None:
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Check that with inputs in another order the scores' columns are in that order, too.
-
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
-    """
+    """Check that with inputs in another order the scores' columns are in that order, too."""
     # the columns in reverse order
     order = torch.arange(IN - 1, -1, -1)
     want = _scored(card, weight(), _statistics_of(rows()))[:, order]
@@ -94,10 +84,7 @@ def permutes_with_its_columns(card: Card) -> None:
 
 
 def reads_what_it_needs(card: Card) -> None:
-    """Check that the score uses no statistics of the inputs but those that its `needs` names.
-
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
-    """
+    """Check that the score uses no statistics of the inputs but those that its `needs` names."""
     needs = tiny(card).needs
     want = _scored(card, weight(), _statistics_of(rows()))
     score = _scored(card, weight(), Statistics.of(rows(), needs=needs))
@@ -105,10 +92,7 @@ def reads_what_it_needs(card: Card) -> None:
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower.
-
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
-    """
+    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower."""
     monotone, statistics = True, _statistics_of(rows())
     before = _scored(card, weight(), statistics)
     for row in range(OUT):

@@ -48,10 +48,7 @@ class MaskedRun:
     """A training of `net` in steps, as the loop does them."""
 
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
-        """Begin a training of a model under a schedule of masks, with AdamW.
-
-        schedule: the one tested; model: a net of `net`; seed: of the schedule's draws.
-        """
+        """Begin a training of a net of `net` under a schedule of masks, with AdamW."""
         self.model, self.masking = model, Masking(schedule, model, seed)
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
 
@@ -83,15 +80,11 @@ class MaskedRun:
 
 
 def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that differ."""
     return [n for n in first if not torch.equal(first[n], second[n])]
 
 
 def is_as_dense_as_it_says(card: Card) -> None:
-    """Check that the schedule ends with its density, and changes masks only when `due` is True.
-
-    card: the entry in the catalogue of a schedule, which changes masks during training.
-    """
+    """Check that the schedule ends with its density, and changes masks only when `due` is True."""
     schedule = tiny(card)
     run = MaskedRun(schedule, net())
     before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
@@ -115,7 +108,6 @@ def keeps_zeros_everywhere(card: Card) -> None:
     """Check that after each step weights, and the optimiser's moments, are 0 outside the masks.
 
     Weights inside must change in the training.
-    card: the entry in the catalogue of a schedule, which changes masks during training.
     """
     run = MaskedRun(tiny(card), net())
     for step in range(STEPS):
@@ -132,10 +124,7 @@ def keeps_zeros_everywhere(card: Card) -> None:
 
 
 def stores_vectors_alike(card: Card) -> None:
-    """Check that training is the same, up to rounding, if only the kept weights are stored.
-
-    card: the entry in the catalogue of a schedule, which changes masks during training.
-    """
+    """Check that training is the same, up to rounding, if only the kept weights are stored."""
     dense = MaskedRun(tiny(card), net()).to(STEPS).weights()
     # only the kept weights are stored, as a vector for each layer
     vectors = MaskedRun(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
@@ -144,10 +133,7 @@ def stores_vectors_alike(card: Card) -> None:
 
 
 def resumes_from_its_state(card: Card) -> None:
-    """Check that the schedule's training, resumed from its state, ends in the same bits.
-
-    card: the entry in the catalogue of a schedule, which changes masks during training.
-    """
+    """Check that the schedule's training, resumed from its state, ends in the same bits."""
     for store in ("dense", "vectors"):
         schedule = replace(tiny(card), store=store)
         uninterrupted = MaskedRun(schedule, net()).to(STEPS).weights()
@@ -168,7 +154,6 @@ def leaves_a_dense_run_alone(card: Card) -> None:
     """Check that the schedule with density=1 is the plain training, bit for bit.
 
     A schedule without a density is left out.
-    card: the entry in the catalogue of a schedule, which changes masks during training.
     """
     if "density" not in settings_to_dict(tiny(card)):
         return
@@ -184,10 +169,7 @@ def leaves_a_dense_run_alone(card: Card) -> None:
 
 
 def draws_of_its_own_generator(card: Card) -> None:
-    """Check that the schedule gives one training for one seed, whatever torch's generator does.
-
-    card: the entry in the catalogue of a schedule, which changes masks during training.
-    """
+    """Check that the schedule gives one training for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         with torch_seed(seed):

@@ -43,8 +43,6 @@ def prunes_to_its_density(card: Card) -> None:
     """Check that the method keeps the share `density` of a layer's weights, and sets the rest to 0.
 
     The number of kept weights may be off by one for each row.
-
-    card: the entry in the catalogue of a method that prunes a layer.
     """
     original = weight()
     mask, new = _edit(card, w=original)
@@ -56,10 +54,7 @@ def prunes_to_its_density(card: Card) -> None:
 
 
 def compensates_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "compensates" exactly if kept weights change.
-
-    card: the entry in the catalogue of a method that prunes a layer.
-    """
+    """Check that the card has the tag "compensates" exactly if kept weights change."""
     mask, new = _edit(card)
     # only where the mask keeps them
     changed = not torch.equal(new[mask], weight()[mask])
@@ -80,10 +75,7 @@ def prunes_by_what_it_needs(card: Card) -> None:
 
 
 def prunes_alike_in_two_processes(card: Card) -> None:
-    """Check that statistics of two halves of the inputs, added up, give the same masks and weights.
-
-    card: the entry in the catalogue of a method that prunes a layer.
-    """
+    """Check that statistics of two halves of the inputs, added up, give the same masks."""
     # each process counts its own half of the calibration rows
     halves = [Statistics.of(part, needs=NEEDS) for part in rows().chunk(2)]
     mask, new = _edit(card, halves[0] + halves[1])
@@ -98,10 +90,7 @@ def prunes_by_its_generator(card: Card) -> None:
 
 
 def leaves_a_dense_layer_dense(card: Card) -> None:
-    """Check that the method with density 1 changes only weights of inputs that are always 0.
-
-    card: the entry in the catalogue of a method that prunes a layer.
-    """
+    """Check that the method with density 1 changes only weights of inputs that are always 0."""
     config: Any = tiny(card)
     if "density" not in getattr(config, "__dataclass_fields__", {}):
         return

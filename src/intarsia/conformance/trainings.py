@@ -46,10 +46,7 @@ def kept_of(model: nn.Module) -> Kept:
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
-    """Train a small net, dense at first, by a method's phases; return the net and the run.
-
-    method: settings of a method that prunes in several phases.
-    """
+    """Train a small net, dense at first, by a method's phases; return the net and the run."""
     model = net(sparse=False)
     rows = TensorDataset(normal(16, 2, 4, 4), torch.arange(16) % 3)
     run = fit_in_phases(model, method, rows, epochs=1, batch_size=8, lr=0.05, trackers=())
@@ -57,7 +54,6 @@ def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
 
 
 def _count(masks: Kept) -> int:
-    """Count the weights that masks keep."""
     return sum(int(k.sum()) for k in masks.values())
 
 
@@ -65,8 +61,6 @@ def ends_as_dense_as_it_says(card: Card) -> None:
     """Check that in the end the share `density` of the weights is not 0.
 
     The method must return the masks of these weights.
-
-    card: the entry in the catalogue of a method that prunes in several phases of training.
     """
     method = tiny(card)
     model, run = trained(method)
@@ -81,10 +75,7 @@ def ends_as_dense_as_it_says(card: Card) -> None:
 
 
 def never_fills_a_zero(card: Card) -> None:
-    """Check that a weight that is 0 when a phase of the method begins stays 0.
-
-    card: the entry in the catalogue of a method that prunes in several phases of training.
-    """
+    """Check that a weight that is 0 when a phase of the method begins stays 0."""
     watched = _Watched(tiny(card))
     model, _ = trained(watched)
     # the masks when a phase begins, and the final model's
@@ -96,10 +87,7 @@ def never_fills_a_zero(card: Card) -> None:
 
 
 def is_one_training_for_one_seed(card: Card) -> None:
-    """Check that the method gives the same bits for one seed, whatever torch's generator does.
-
-    card: the entry in the catalogue of a method that prunes in several phases of training.
-    """
+    """Check that the method gives the same bits for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         with torch_seed(seed):
@@ -109,10 +97,7 @@ def is_one_training_for_one_seed(card: Card) -> None:
 
 
 def prunes_nothing_at_density_1(card: Card) -> None:
-    """Check that the method with density 1 makes no weight 0.
-
-    card: the entry in the catalogue of a method that prunes in several phases of training.
-    """
+    """Check that the method with density 1 makes no weight 0."""
     model, _ = trained(replace(tiny(card), density=1.0))
     zeros = sum(int((~k).sum()) for k in kept_of(model).values())
     require(not zeros, f"{zeros} weights pruned", "none", "Keep round(density n) of n.")

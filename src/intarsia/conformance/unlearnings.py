@@ -64,15 +64,11 @@ def _loss(model: Any) -> float:
 
 
 def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
-    """Count the numbers of a model that changed."""
     return sum(int((t != before[n]).sum()) for n, t in model.state_dict().items())
 
 
 def forgets_what_it_is_told(card: Card) -> None:
-    """Check that the unlearning raises the cross-entropy of the text to forget.
-
-    card: the entry in the catalogue of a method that makes a model forget a text.
-    """
+    """Check that the unlearning raises the cross-entropy of the text to forget."""
     model = mixture()
     before = _loss(model)
     _run(card, model)
@@ -81,10 +77,7 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """Check that the unlearning changes no more numbers than it says it trains, and freezes none.
-
-    card: the entry in the catalogue of a method that makes a model forget a text.
-    """
+    """Check that the unlearning changes no more numbers than it says, and freezes none."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     result = _run(card, model)
@@ -97,10 +90,7 @@ def changes_what_it_trains_alone(card: Card) -> None:
 
 
 def undoes_what_an_error_stops(card: Card) -> None:
-    """Check that an error during the unlearning leaves the model as it was.
-
-    card: the entry in the catalogue of a method that makes a model forget a text.
-    """
+    """Check that an error during the unlearning leaves the model as it was."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
 
@@ -114,10 +104,7 @@ def undoes_what_an_error_stops(card: Card) -> None:
 
 
 def is_one_unlearning_for_one_seed(card: Card) -> None:
-    """Check that the unlearning gives one result for one seed, whatever torch's generator does.
-
-    card: the entry in the catalogue of a method that makes a model forget a text.
-    """
+    """Check that the unlearning gives one result for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         model = mixture()

@@ -47,8 +47,8 @@ class Broken(Exception):
 def laws_of(module: str) -> tuple[Law, ...]:
     """Return the laws of a module: its public functions `(card: Card) -> None`, in order.
 
-    module: its name. A law tests the method of a card, an entry of the catalogue, and raises Broken
-    if the method breaks it.
+    A law tests the method of a card, an entry of the catalogue, and raises Broken if the method
+    breaks it.
     """
     law = {"card": "Card", "return": "None"}
     functions = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
@@ -59,9 +59,8 @@ def laws_of(module: str) -> tuple[Law, ...]:
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
     """Yield a named check for each law that a method has to obey.
 
-    card: the method's entry in the catalogue, which may declare exceptions to some laws. laws:
-    functions that test a method by its card. The first check is of the declared exceptions: each
-    must name one of the laws, and give a reason.
+    laws: functions that test a method by its card. The first check is of the declared exceptions:
+    each must name one of the laws, and give a reason.
     """
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
@@ -72,7 +71,6 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 
 
 def _run_law(card: Card, law: Law) -> None:
-    """Test a method by one law."""
     try:
         law(card)
     except Broken as broken:
@@ -96,7 +94,6 @@ def _run_excepted_law(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError if an exception on a card names no law, or gives no reason."""
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
         want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."
@@ -104,7 +101,6 @@ def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
 
 
 def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
-    """Return the ConformanceError of a broken law."""
     name = f"{card.kind} {card.key!r}: {law}"
     return ConformanceError(name, got=broken.got, want=broken.want, fix=broken.fix)
 
@@ -126,10 +122,7 @@ def require_finite(values: Tensor, name: str, fix: str) -> None:
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """Raise Broken unless a call raises an error of this library.
-
-    call: a function without arguments; got, want, fix: text of the error.
-    """
+    """Raise Broken unless a call without arguments raises an error of this library."""
     try:
         call()
     except IntarsiaError:
@@ -140,8 +133,7 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
 def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
     """Raise Broken if a card has a tag and the method does not behave so, or the other way round.
 
-    card: the method's entry in the catalogue. observed: True if the method behaves as the tag says.
-    behaviour: describes this behaviour in the error.
+    observed: True if the method behaves as the tag says.
     """
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
@@ -154,8 +146,7 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
     """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values.
 
-    got: the method's values; want: those that it should have; quantity: their name, and fix: how
-    to mend them, for the error.
+    quantity: their name, and fix: how to mend them, for the error.
     """
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)

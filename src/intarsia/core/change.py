@@ -137,9 +137,9 @@ def steps_of(model: nn.Module) -> tuple[Step, ...]:
 def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     """Replace a model's record of the changes that were made to it.
 
-    host: the model. steps: the applied changes, in order. A transformers model also gets those in
-    its config that leave modules behind which transformers does not know: `from_pretrained` then
-    rebuilds the model that `save_pretrained` wrote, or refuses it.
+    A transformers model also gets those in its config that leave modules behind which transformers
+    does not know: `from_pretrained` then rebuilds the model that `save_pretrained` wrote, or
+    refuses it.
     """
     setattr(host, STEPS, tuple(steps))
     # transformers writes its config with the model: the record has to be in it

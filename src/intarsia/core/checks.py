@@ -30,11 +30,7 @@ def _quoted(got: object) -> object:
 
 
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
-    """Check that `got` is a whole number, and got >= least.
-
-    subject, fix: texts of the error.
-    Raises: ConfigError.
-    """
+    """Check that `got` is a whole number, and got >= least.  Raises: ConfigError."""
     # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
@@ -76,7 +72,6 @@ RATE_REACH = (1e-6, 1.0)
 def rate_grid(subject: str, rates: Iterable[float]) -> tuple[float, ...]:
     """Return the learning rates of a search in ascending order.
 
-    subject: name of the setting, for the error.
     Raises: ConfigError for fewer than two, one that is there twice, or one outside RATE_REACH.
     """
     grid, (low, high) = tuple(sorted(rates)), RATE_REACH
@@ -102,11 +97,7 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 
 
 def named_numbers(subject: str, text: str) -> dict[str, float]:
-    """Parse "a=1,b=2.5" as a mapping from names to numbers.
-
-    subject: name of the setting, for the error; text: the value as it was given.
-    Raises: ConfigError for anything else, or a name twice.
-    """
+    """Parse "a=1,b=2.5" as numbers by name.  Raises: ConfigError for anything else."""
     numbers: dict[str, float] = {}
     for part in text.split(","):
         # the last "=": a name of a class may have one
@@ -141,11 +132,7 @@ def n_of_m(text: str) -> tuple[int, int]:
 
 
 def from_environment(name: str, default: int, want: str) -> int:
-    """Read a whole number, 1 or more, from an environment variable, or return `default`.
-
-    name: of the variable; want: what the number counts, for the error.
-    Raises: ConfigError.
-    """
+    """Read a whole number >= 1 from a variable, else `default`.  Raises: ConfigError."""
     # 18 digits: longer numbers are no counts, and int() would be slow
     text = os.environ.get(name, "")
     if text and not (text.isascii() and text.isdecimal() and int(text[:18]) > 0):

@@ -47,11 +47,7 @@ class IntarsiaError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
-        """Build the message "what: got X, want Y. fix".
-
-        what: the thing that is wrong. got: its value, or an exception that was met. want: the
-        allowed values. fix: a sentence that says what to do.
-        """
+        """Build the message "what: got X, want Y. fix"; got: a value, or an exception."""
         # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
             got = f"{type(got).__name__}: {got}"
@@ -121,7 +117,6 @@ class MissingExtra(IntarsiaError, ImportError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        """Build the error of a package that is not installed."""
         super().__init__(
             f"optional dependency {package!r}",
             got="not installed",
@@ -144,11 +139,8 @@ class UnknownName(IntarsiaError, LookupError):
     def __init__(
         self, kind: str, name: str, choices: Iterable[str], listed: str = "", *, fix: str = ""
     ) -> None:
-        """Build the error of a name that is not among the choices; similar names come first.
-
-        kind: a word for the thing that is named ("method"); listed: where all names are listed,
-        used only where there are too many to show; fix: advice to add to the similar names.
-        """
+        """Build the error of a name that is not among the choices; similar names come first."""
+        # listed: where all names are listed, said only where there are too many to show
         names = sorted(choices)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
         # the whole name first, then its last part

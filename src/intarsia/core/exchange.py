@@ -19,8 +19,7 @@ MISSING = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EP
 def exchange(first: Path, second: Path) -> bool:
     """Exchange the names of two files or folders in one step: each name always has one of them.
 
-    first, second: their paths. Returns False, with nothing changed, where the system or the file
-    system has no such call.
+    Returns False, with nothing changed, where the system or the file system has no such call.
     Raises: OSError for names that are not there or may not be changed.
     """
     # three outcomes: exchanged, no such call here, or an error of these paths

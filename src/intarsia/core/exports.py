@@ -80,7 +80,6 @@ def _listing(space: str) -> Path:
 
 @functools.cache
 def _classes_of(module: ModuleType) -> tuple[type, ...]:
-    """Return the public classes that a module defines."""
     return tuple(
         thing
         for name, thing in vars(module).items()

@@ -44,9 +44,9 @@ def writing(
     and a folder is exchanged with the old one in one system call where there is one; else
     `repaired` finishes an interrupted replacement. Files written next to the scratch path (a
     graph's weights) are put next to the target. Other processes cannot write the target meanwhile;
-    scratch folders of killed processes go. target: a file or folder. refuse_loss: True refuses to
-    replace a folder that has files which the new one has not. wait: seconds to wait for another
-    process that writes the target.
+    scratch folders of killed processes go. refuse_loss: True refuses to replace a folder that has
+    files which the new one has not. wait: seconds to wait for another process that writes the
+    target.
     Raises: ConfigError for a file where a folder is, or the reverse, for a folder with files
     that would be lost, and for what another process writes; TrainingError if it cannot be written.
     """
@@ -160,7 +160,6 @@ def _mode(folder: Path) -> int:
 
 
 def _scratch_folders(target: Path) -> list[Path]:
-    """Return the scratch folders of a target."""
     pattern = f".{glob.escape(target.name)}{SCRATCH}????????"
     return [path for path in target.parent.glob(pattern) if path.is_dir()]
 
@@ -189,7 +188,7 @@ def _remove(folder: Path, target: Path) -> None:
 def repaired(path: str | Path) -> Path:
     """Finish a folder's replacement that a kill interrupted between two renames; return its path.
 
-    path: a folder that is about to be opened. Nothing is done if it is there.
+    Nothing is done if it is there.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -208,10 +207,9 @@ def reserved(
 ) -> Generator[Path, None, None]:
     """Check, before long work, that a target may be written; lock it meanwhile.
 
-    A target that exists is replaced only if this kind of writer wrote it. target: a file or folder.
-    mark: words in the first or last 4,096 bytes of each file of this kind; "" = no file there may
-    be replaced. own: names of the files in a folder of this kind; without any, a folder is refused
-    unless it is empty.
+    A target that exists is replaced only if this kind of writer wrote it. mark: words in the first
+    or last 4,096 bytes of each file of this kind; "" = no file there may be replaced. own: names of
+    the files in a folder of this kind; without any, a folder is refused unless it is empty.
     Raises: ConfigError for what others wrote, and for what another process works on; TrainingError
     where nothing can be written.
     """
@@ -255,7 +253,6 @@ def _first_and_last_bytes(path: Path) -> bytes:
 
 
 def _check_replaced(old: Path, new: Path, refuse_loss: bool) -> None:
-    """Check that a new file or folder may replace an old one."""
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)
@@ -325,7 +322,7 @@ def unbroken() -> Generator[None, None, None]:
 def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
     """Parse a JSON text from an untrusted file.
 
-    raw: the text or its bytes. pairs: makes an object of its list of (name, value), None = a dict.
+    pairs: makes an object of its list of (name, value), None = a dict.
     Raises: ValueError if it is no JSON, nested so deeply that nothing can work with it, or has half
     a character, which no text can have.
     """

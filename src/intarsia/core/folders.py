@@ -66,7 +66,7 @@ def data_name(data: str | Path) -> str:
 def check_kind(folder: Path, mark: str, *, what: str, want: str, fix: str) -> None:
     """Check that a folder is of some kind, by the file that only such folders have.
 
-    mark: the name of that file. what, want, fix: parts of the error.
+    mark: the name of that file.
     Raises: CheckpointError, which says of what kind it is instead.
     """
     if not (folder / mark).is_file():
@@ -139,10 +139,7 @@ def check_outside(out: Path, data: str | Path | None) -> None:
 def check_empty(
     out: Path, data: str | Path | None = None, fix: str = "Choose another --out."
 ) -> None:
-    """Check that a folder may be written: outside the data, new or empty.
-
-    data: as for `check_outside`; fix: for the error.  Raises: ConfigError.
-    """
+    """Check that a folder may be written: outside the data, new or empty.  Raises: ConfigError."""
     check_outside(out, data)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"run folder {out}", got=describe_folder(out), want="a new one", fix=fix)
@@ -151,7 +148,7 @@ def check_empty(
 def check_new_run(out: Path, data: str = "") -> None:
     """Check, before long work, that a new run may be written into a folder.
 
-    It is new or empty, or holds a run that diverged. data: what the run reads.
+    It is new or empty, or holds a run that diverged.
     Raises: ConfigError.
     """
     subject = f"run folder {out}"

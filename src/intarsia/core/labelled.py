@@ -27,8 +27,8 @@ AUTO = "labelled-auto.json"  # of a search on labelled rows
 def is_labelled(data: str | Path | None, text: str | None = None, label: str | None = None) -> bool:
     """Decide whether data are labelled texts or a table of numbers, not pictures or plain texts.
 
-    data: a file or folder. text, label: columns that the user named, which settle it. A .jsonl file
-    is labelled if its first row has a text, a label, and no answer of a language model.
+    text, label: columns that the user named, which settle it. A .jsonl file is labelled if its
+    first row has a text, a label, and no answer of a language model.
     """
     if text is not None or label is not None:
         return True
@@ -72,7 +72,7 @@ def columns_of(
 ) -> tuple[str | None, str]:
     """Return the names of the columns of texts (None for a table of numbers) and of labels.
 
-    table: names of all its columns; path: for errors; text, label: those that the user named.
+    table: names of all its columns.
     Raises: DataError, which names all columns that are there, for one that is not or is not clear.
     """
     names = list(table)
@@ -96,10 +96,7 @@ def columns_of(
 
 
 def columns(path: Path) -> Sequence[str]:
-    """Return the names of a table's columns, () if they cannot be read.
-
-    path: a .csv, .tsv, .jsonl or .parquet file.
-    """
+    """Return the names of a table's columns, () if they cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             from pyarrow import parquet  # pyright: ignore  # not imported for other data

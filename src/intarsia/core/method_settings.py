@@ -46,7 +46,7 @@ class MethodSettings:
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Self:
         """Return the settings that the method would choose for data of this size; here, self.
 
-        images: number of training images; epochs: of the training; given: names of the settings
-        that the user has set, which stay. All are unused by methods that choose nothing.
+        given: names of the settings that the user has set, which stay. All are unused by methods
+        that choose nothing.
         """
         return self

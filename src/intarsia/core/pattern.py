@@ -130,10 +130,7 @@ ROWS, COLUMNS = Blocks(1, None), Blocks(None, 1)
 
 
 def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
-    """Raise ConfigError, with the first place, if the mask of a part breaks its pattern.
-
-    name, part: the parameter and the part's number, for the error; mask: bool, True = in the part.
-    """
+    """Raise ConfigError, with the first place, if the mask of a part breaks its pattern."""
     if mask.numel() and not bool((right := pattern.holds(mask)).all()):
         # the first entry of a group that breaks it
         place = tuple(int(i) for i in (~right).nonzero()[0])

@@ -67,10 +67,7 @@ PLAIN: Mapping[str, Any] = {
 
 
 def declaration(key: str, name: str) -> tuple[Any, Any, Setting]:
-    """Return the type, the default and the declaration of a method's setting, out of the index.
-
-    key: the method's; name: the setting's, of a type that is in PLAIN.
-    """
+    """Return the type, the default and the declaration of a method's setting, out of the index."""
     entry = next(entry for entry in index()[key]["settings"] if entry["name"] == name)
     default = entry["default"]
     limits = {limit: entry[limit] for limit in LIMITS if limit in entry}
@@ -248,7 +245,6 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 
 def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
-    """Build the settings of a method from a dict."""
     if KEY not in settings:
         want = f"a {KEY!r} among them"
         fix = f"Add one of {list(allowed)}."
@@ -286,8 +282,8 @@ def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
 def check_types(settings: object) -> None:
     """Check settings, and settings inside them, against the plain types that their fields declare.
 
-    settings: a dataclass. Fields of other types are not checked, and settings of PEFT neither,
-    which fills in values of another type than it declares.
+    Fields of other types are not checked, and settings of PEFT neither, which fills in values of
+    another type than it declares.
     Raises: ConfigError, with the field's name.
     """
     if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":

@@ -81,7 +81,6 @@ class Setting:
     def check(self, name: str, value: Any, kind: Any) -> None:
         """Refuse a value that its field cannot have.
 
-        name: the setting's, for the error. kind: the type that the field declares.
         Raises: ConfigError for another type or a number out of range; UnknownChoice for a word that
         is none of the choices; what `test` raises.
         """
@@ -106,7 +105,6 @@ class Setting:
             self.test(value)
 
     def _check_choice(self, name: str, item: Any, choices: Sequence[Any]) -> None:
-        """Refuse a word, or a number, that is none of the choices."""
         if isinstance(item, str):
             # an objective or a schedule has settings of its own: two_pass:add=1
             item = item.partition(":")[0].partition("+")[0] if self.suffix else item
@@ -144,10 +142,7 @@ class Setting:
         return self.range_in_words(name) if any(bound is not None for bound in bounds) else ""
 
     def range_in_words(self, name: str) -> str:
-        """Return the range as an error and the docs show it, such as "at least 1".
-
-        name: of the setting, which stands in a range such as "0 <= rate < 1".
-        """
+        """Return the range as an error and the docs show it, such as "at least 1"."""
         # a bound is inclusive or exclusive, never both
         low = f"{self.least} <= " if self.least is not None else ""
         low = f"{self.above} < " if self.above is not None else low
@@ -180,9 +175,9 @@ def setting(
 ) -> Any:
     """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given.
 
-    help: the sentence, or a declaration that several dataclasses share. declared: its other parts.
-    factory: makes the default, instead of `default`, where it is made again for each instance.
-    hash: False leaves the field out of the instance's hash, as `dataclasses.field` has it.
+    help: the sentence, or a declaration that several dataclasses share. factory: makes the default,
+    instead of `default`, where it is made again for each instance. hash: False leaves the field out
+    of the instance's hash, as `dataclasses.field` has it.
     """
     shared = help if isinstance(help, Setting) else Setting(help=help)
     metadata = {METADATA: dataclasses.replace(shared, **declared)}
@@ -194,8 +189,7 @@ def setting(
 def help_of(item: dataclasses.Field[Any]) -> str:
     """Return the help of a declared field with its limits; "" for a field that is not declared.
 
-    item: a field of a dataclass, declared by `setting`. Words that the help explains are not listed
-    again.
+    Words that the help explains are not listed again.
     """
     if METADATA not in item.metadata:
         return ""
@@ -247,7 +241,7 @@ def check(settings: object) -> None:
 def types_of(kind: type) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields by name; {} if one cannot be resolved.
 
-    kind: the dataclass. In the modules of methods annotations are postponed, so that they are text.
+    In the modules of methods annotations are postponed, so that they are text.
     """
     if not any(isinstance(item.type, str) for item in fields(cast(Any, kind))):
         return {item.name: item.type for item in fields(cast(Any, kind))}
@@ -284,7 +278,6 @@ def _fields_of(kind: type) -> tuple[tuple[str, bool], ...]:
 def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """Build the dataclass that `to_json` wrote; names that it does not have are ignored.
 
-    kind: the dataclass; values: the flat mapping.
     Raises: as `check`; ConfigError for a setting that must be given and is not.
     """
     # a value that is missing takes the field's default
@@ -304,8 +297,7 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 def members(kind: Any) -> list[Any]:
     """Return the types in a union, the narrowest first and text last.
 
-    kind: a type, or a union of types. A text is read as the first type that fits: "3" as a whole
-    number, "0.5" as a number.
+    A text is read as the first type that fits: "3" as a whole number, "0.5" as a number.
     """
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
@@ -324,8 +316,8 @@ def is_several(value: Any) -> bool:
 def fits(value: Any, kind: Any) -> bool:
     """Return True if a value is of a type, as settings count it; True for unknown types.
 
-    kind: a type of plain values, or a union. A whole number may stand for a float; True is no
-    number; a list, or an array with one axis, may stand for a tuple.
+    A whole number may stand for a float; True is no number; a list, or an array with one axis, may
+    stand for a tuple.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
@@ -349,8 +341,8 @@ def _is_a(value: object, kind: type) -> bool:
 def read(subject: str, text: str, kind: Any) -> Any:
     """Parse a text as a value of a type; an empty text is None where that is allowed.
 
-    subject: name of the setting, for the error; kind: the type, or a union (the first member that
-    fits is taken). Raises: ConfigError for a text that is no such value.
+    kind: the type, or a union (the first member that fits is taken). Raises: ConfigError for a text
+    that is no such value.
     """
     for member in members(kind):
         value, valid = _read(text, member)
@@ -369,10 +361,7 @@ def written(value: Any) -> str:
 
 
 def _read(text: str, kind: Any) -> tuple[Any, bool]:
-    """Parse a text as one type that is no union.
-
-    kind: the type. Returns (value, True), or (anything, False) where the text is not of that type.
-    """
+    """Parse a text as a type that is no union; (anything, False) where it is not of that type."""
     if kind is type(None):
         return None, text == ""
     if kind is bool:
@@ -392,10 +381,7 @@ def _read(text: str, kind: Any) -> tuple[Any, bool]:
 
 
 def in_words(kind: Any) -> str:
-    """Describe a type in words, for errors, such as "nothing or a whole number".
-
-    kind: a type, or a union of types.
-    """
+    """Describe a type in words, for errors, such as "nothing or a whole number"."""
     return " or ".join(map(_member_in_words, members(kind)))
 
 

@@ -86,8 +86,7 @@ def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
     """Check a JSON file and the files next to it by their digests; return its content without them.
 
-    path: of the JSON file; content: as it was read. needs: files next to it that will be read, so
-    that they must have digests.
+    needs: files next to it that will be read, so that they must have digests.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
     """
     # the settings first: they hold the digests of the files
@@ -99,7 +98,6 @@ def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> di
 def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """Check a JSON file by its digest; return its content without, and other files' digests.
 
-    path: of the file, for the error; content: as it was read.
     Raises: CheckpointError for content that is not as it was written, or has no digest.
     """
     record = _object(content)
@@ -122,8 +120,7 @@ def _object(value: Any) -> dict[str, Any]:
 def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] = ()) -> None:
     """Check the files of a folder against their digests.
 
-    files: path in the folder -> SHA-256. needs: files that will be read, so that they must be
-    listed.
+    needs: files that will be read, so that they must be listed.
     Raises: CheckpointError for a file that is gone or is not the one that was written.
     """
     if missing := sorted({*needs} - files.keys()):

@@ -176,8 +176,8 @@ def reading(file: Path) -> Generator[None]:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append a JSON line to a file; it is on the disk when this returns.
 
-    path: of the file; row: JSON-ready. One process writes at a time. What a killed one left of an
-    unfinished last line is removed first.
+    One process writes at a time. What a killed one left of an unfinished last line is removed
+    first.
     Raises: TrainingError when the disk is full or the file cannot be written.
     """
     from filelock import FileLock  # not needed to read, nor by `import intarsia`

@@ -36,7 +36,7 @@ class _WhenImported:
 def when_imported(module: str, then: Callable[[ModuleType], None]) -> None:
     """Call `then` with a module now if it is imported, or else as soon as it is.
 
-    module: its name. A second call for one name that is not imported yet does nothing.
+    A second call for one name that is not imported yet does nothing.
     """
     if (loaded := sys.modules.get(module)) is not None:
         then(loaded)

@@ -248,7 +248,6 @@ def _parse_time(path: Path, line: int, name: str, row: Row) -> float:
 
 
 def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> str:
-    """Return the first of the allowed column names that a file has."""
     for name in allowed:
         if name in names:
             return name

@@ -53,9 +53,8 @@ def read_named(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """Read documents, queries and relevance judgements of a BEIR collection from the Hub.
 
-    beir_set: its repository. split: "train", "dev" or "test"; without judgements where the
-    collection has no such split. Returns id -> text of documents and of queries, and query ->
-    document -> grade.
+    split: "train", "dev" or "test"; without judgements where the collection has no such split.
+    Returns id -> text of documents and of queries, and query -> document -> grade.
     Raises: MissingExtra without the reader; DataError where the Hub cannot be reached, or has
     something else under this name.
     """

@@ -29,7 +29,6 @@ Part = tuple[float, float]
 def names_of(spec: str) -> tuple[str, ...]:
     """Split the text that names calibration texts into names; "mixed" stands for all corpora.
 
-    spec: names of corpora and files with commas between them.
     Raises: ConfigError for no name, or one that is given twice.
     """
     words = (word.strip() for word in spec.split(","))
@@ -108,10 +107,7 @@ def _interleave(rows_of_sources: list[list[Tensor]]) -> list[Tensor]:
 def _source_rows(
     name: str, source: str | list[Sample], part: Part, count: int, length: int, tokenizer: Any
 ) -> list[Tensor]:
-    """Return `count` rows of `length` tokens from a part of a text or an instruction file.
-
-    part: (begin, end) as shares of it.
-    """
+    """Return `count` rows of `length` tokens from a part, (begin, end) as shares, of a source."""
     first, last = (round(share * len(source)) for share in part)
     if isinstance(source, str):
         token_rows = _rows_of_text(source[first:last], count, length, tokenizer)

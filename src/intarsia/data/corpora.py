@@ -106,7 +106,6 @@ def _read_austen(progress: Report) -> str:
 def r_strings(raw: bytes) -> list[str]:
     """Parse a vector of strings that R has serialised (XDR, version 3, UTF-8).
 
-    raw: the bytes.
     Raises: DataError for anything else.
     """
     head = 14 + 4 + len(b"UTF-8")  # "X\n" and three versions; the encoding's length and name

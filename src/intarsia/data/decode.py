@@ -60,7 +60,6 @@ def max_pixels() -> int:
 def open_picture(source: Path | bytes) -> Image.Image:
     """Open a picture of one of `FORMATS` without decoding it.
 
-    source: a path, or the bytes of a file.
     Raises: OSError for a source that is no file; what Pillow raises.
     """
     if isinstance(source, Path):
@@ -79,8 +78,8 @@ def read_image(
 ) -> Image.Image:
     """Decode an image file or its bytes completely: the first frame as RGB, upright.
 
-    source: a path, or the bytes of a file. name: for errors, None = the path. side: a JPEG may be
-    decoded at 1/2, 1/4 or 1/8 of its size, with both sides at least this long.
+    name: for errors, None = the path. side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size,
+    with both sides at least this long.
     Raises: DataError when it is empty, damaged, not an image, larger than `max_pixels`, or too
     large for the free memory.
     """

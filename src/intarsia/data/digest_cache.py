@@ -32,10 +32,7 @@ class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the stored digests of decoded pictures.
-
-        paths: the picture files; their common folder decides which file of the cache is used.
-        """
+        """Open the stored digests of pictures; their common folder decides which file is used."""
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
         self.file = cache_dir() / "digests" / f"{key}.json"
@@ -55,10 +52,7 @@ class DigestCache:
         return None
 
     def save(self, digests: dict[Path, str]) -> None:
-        """Store digests of decoded pictures, with size and times of their files.
-
-        digests: file -> digest.
-        """
+        """Store digests of decoded pictures, with size and times of their files."""
         for path, digest in digests.items():
             if file_stamp := stamp(path):
                 self.known[self._name(path)] = [*file_stamp, digest]

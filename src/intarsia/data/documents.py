@@ -56,9 +56,9 @@ def document_of(
 ) -> Document:
     """Return a record as a document.
 
-    row: column -> value; place: where it stands, for errors; columns: names of the columns of the
-      id and the text, None = those that are known; position: the id of a record that has no
-      column for one, None = such a record is refused.  Raises: DataError.
+    columns: names of the columns of the id and the text, None = those that are known; position: the
+      id of a record that has no column for one, None = such a record is refused.  Raises:
+      DataError.
     """
     names = {plain(name): name for name in reversed(list(row))}
     columns = columns or {}

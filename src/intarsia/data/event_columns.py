@@ -39,11 +39,7 @@ def plain(name: str) -> str:
 
 
 def parse_columns(text: str | None, kinds: Iterable[str] = NAMES) -> dict[str, str]:
-    """Parse "user=kunde,item=ware" as column names by kind.
-
-    text: of an option, None = no name is given; kinds: those that there are.
-    Raises: ConfigError; UnknownName.
-    """
+    """Parse "user=kunde,item=ware" as column names by kind.  Raises: ConfigError; UnknownName."""
     pairs = [pair.partition("=") for pair in (text or "").split(",") if pair.strip()]
     parsed: dict[str, str] = {}
     for kind, sign, name in pairs:
@@ -62,8 +58,7 @@ def find_columns(
 ) -> dict[str, str]:
     """Return the columns of user, item and, where there are, time and rating: kind -> name.
 
-    names: the columns of a file; source: the file, for the error; columns: names by kind that are
-      asked for, instead of those that are known.
+    columns: names by kind that are asked for, instead of those that are known.
     Raises: DataError that names all columns that are missing.
     """
     columns = columns or {}
@@ -98,10 +93,7 @@ def seconds_scale(largest: float) -> float:
 
 
 def parse_date(text: str) -> float:
-    """Return the seconds of a date such as "2024-05-01 12:30", UTC if it names no zone.
-
-    Raises: ValueError.
-    """
+    """Return the seconds of a date such as "2024-05-01 12:30", by default UTC; ValueError else."""
     moment = datetime.fromisoformat(text.strip())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 

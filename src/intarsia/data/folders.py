@@ -23,8 +23,7 @@ PARTS = {
 def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
     """Read the pictures of a folder: `all`, or the parts `train`, `val` and `test` that exist.
 
-    root: a folder with a folder for each class, or with train/, val/ and test/ around them. Every
-    picture is decoded once, so that damaged files are found before training. on_error: "skip"
+    Every picture is decoded once, so that damaged files are found before training. on_error: "skip"
     leaves unreadable pictures out and records them.
     Raises: DataError for a path that is not a folder, a class without pictures, different classes
     in the parts, and unreadable pictures (all in one error).
@@ -39,10 +38,7 @@ def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSe
 
 
 def check_same_classes(sets: dict[str, ImageSet]) -> None:
-    """Raise DataError unless all parts have the same class names in the same order.
-
-    sets: name of the part -> its pictures.
-    """
+    """Raise DataError unless all parts have the same class names in the same order."""
     first, *other_parts = sets
     for part in other_parts:
         expected, present = set(sets[first].classes), set(sets[part].classes)
@@ -57,7 +53,6 @@ def check_same_classes(sets: dict[str, ImageSet]) -> None:
 
 
 def _checked_directory(root: Path) -> Path:
-    """Return the path if it is a folder.  Raises: DataError."""
     if root.is_dir():
         return root
     got = "a file" if root.exists() else "nothing there"

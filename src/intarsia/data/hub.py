@@ -22,8 +22,7 @@ PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[str] = ()) -> None:
     """Check that a model's name may be had from the Hub: it is in the cache, or the Hub answers.
 
-    what, want: for the error. local_names: names that need no Hub; the nearest are suggested, as
-    are folders that are here.
+    local_names: names that need no Hub; the nearest are suggested, as are folders that are here.
     Raises: AssetError for a path where nothing is, a name that is not in the cache with
     HF_HUB_OFFLINE set, and a Hub that does not answer in 3 s.
     """
@@ -47,15 +46,11 @@ def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[st
 
 
 def _cached_repository(root: str, name: str) -> Path:
-    """Return the folder of a repository in the cache."""
     return Path(root, f"models--{name.replace('/', '--')}")
 
 
 def _why_unreachable(endpoint: str) -> str:
-    """Return why an address cannot be reached, as the system says it; "" = it can.
-
-    In a thread of its own, since looking up the name of a host has no limit of time.
-    """
+    """Return why an address cannot be reached, as the system says it; "" = it can."""
     # Behind a proxy the proxy is what must answer.
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), endpoint)
     url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
@@ -70,6 +65,7 @@ def _why_unreachable(endpoint: str) -> str:
         except OSError as error:
             errors[:] = [str(error)]
 
+    # in a thread, since looking up the name of a host has no limit of time
     attempt = threading.Thread(target=connect, daemon=True)
     attempt.start()
     attempt.join(SECONDS)

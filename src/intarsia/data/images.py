@@ -146,7 +146,6 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
 
 
 def _picture_at(images: Sequence[Picture], positions: np.ndarray, index: int) -> Picture:
-    """Return the picture at a position of a selection."""
     return images[int(positions[index])]
 
 
@@ -213,8 +212,7 @@ def _are_files(images: ImageSet) -> bool:
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
     """Raise DataError unless the labels are class numbers, or rows of 0 and 1 for several labels.
 
-    labels: (n,) integers from 0, or (n, classes). classes: their names; name: of the set, for the
-    error.
+    labels: (n,) integers from 0, or (n, classes).
     """
     # Several labels a picture: a row of 0 and 1.
     rows = labels.ndim == 2 and labels.shape[1] == len(classes)
@@ -246,10 +244,8 @@ def check_every_class(images: ImageSet) -> None:
 
 
 def _positions_of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Draw `n` sorted positions in class proportions, with at least one of each class.
-
-    labels: (N,), the class of each picture; seed: of the draw.
-    """
+    """Draw `n` sorted positions in class proportions, with at least one of each class."""
+    # labels: (N,), the class of each picture
     present, counts = np.unique(labels, return_counts=True)
     exact, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
     for _ in range(n - len(present)):
@@ -270,7 +266,7 @@ def stratified(
     """Split positions at random into `n` and the rest, both in class proportions and sorted.
 
     labels: (N,) class numbers, or (N, classes) of 0 and 1: then sets of labels are kept in
-    proportion where `strata` can. seed: of the draw. classes: names, for errors.
+    proportion where `strata` can.
     Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
     than the number of classes.
     """

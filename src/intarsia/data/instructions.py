@@ -70,11 +70,7 @@ def prompt_of(sample: Sample) -> str:
 
 
 def sample_of(line: Mapping[str, Any], place: str) -> Sample:
-    """Return the text, or the messages of the chat, that a line of an instruction file holds.
-
-    line: its JSON object; place: where the line is, for errors.
-    Raises: DataError.
-    """
+    """Return the text, or the chat, of an instruction file's line.  Raises: DataError."""
     if isinstance(text := line.get("text"), str):
         return text
     messages = line.get("messages") or _messages_of_prompt(line, place)

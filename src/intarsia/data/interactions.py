@@ -169,7 +169,7 @@ class Interactions:
     def hold_out_items(self, share: float, *, seed: int = 0) -> Array:
         """Draw a share of the items that have events, for tests on items never trained on ("cold").
 
-        Returns (items,) bool, True = drawn. seed: of the draw.
+        Returns (items,) bool, True = drawn.
         Raises: ConfigError for no share between 0 and 1.
         """
         between("share", share, 0, 1)
@@ -203,11 +203,7 @@ class Sessions:
 
 
 def check_order(before: Interactions, after: Interactions) -> None:
-    """Refuse test events that come before the training events of the same user.
-
-    before: the training events; after: the test events.
-    Raises: DataError.
-    """
+    """Refuse test events before the training events of the same user.  Raises: DataError."""
     newest = np.full(len(before.user_ids), -np.inf)
     # The newest training event of each user.
     np.maximum.at(newest, before.users, before.times)
@@ -220,11 +216,7 @@ def check_order(before: Interactions, after: Interactions) -> None:
 
 
 def seconds_of(gap: str | float) -> float:
-    """Parse a time such as "60min" or "2h", or a number of seconds, as seconds.
-
-    gap: the time.
-    Raises: ConfigError.
-    """
+    """Parse a time such as "60min", "2h" or a number, as seconds.  Raises: ConfigError."""
     match = GAP.fullmatch(gap.strip()) if isinstance(gap, str) else None
     if isinstance(gap, str) and match is None:
         want = "a number with s, min, h or d, or of seconds"
@@ -235,7 +227,6 @@ def seconds_of(gap: str | float) -> float:
 
 
 def _position_of(kind: str, name: object, ids: Sequence[str]) -> int:
-    """Return the position of an id in a list of ids."""
     try:
         return ids.index(str(name))
     except ValueError:

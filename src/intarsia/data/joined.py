@@ -31,6 +31,5 @@ def in_sequence(parts: Sequence[Sequence[Picture] | np.ndarray]) -> LazyPictures
 def _picture_of_parts(
     parts: Sequence[Sequence[Picture] | np.ndarray], starts: Sequence[int], index: int
 ) -> Picture:
-    """Return picture `index` of several sequences of pictures that follow each other."""
     part = bisect_right(starts, index) - 1
     return parts[part][index - starts[part]]

@@ -21,7 +21,6 @@ OTHER_MARKS = ("|", ",")
 def has_several(column: str, cells: Sequence[Any], file: Path) -> bool:
     """Decide whether a column of labels holds several a row: lists, or names with semicolons.
 
-    column: its name; cells: in order; file: for the error.
     Raises: DataError for the column `labels` with another mark between names.
     """
     if any(isinstance(cell, list) for cell in cells):
@@ -43,7 +42,6 @@ def has_several(column: str, cells: Sequence[Any], file: Path) -> bool:
 def label_sets(cells: Sequence[Any], file: Path, lines: Sequence[int]) -> list[tuple[str, ...]]:
     """Parse the labels of each row, where a picture may have several.
 
-    cells: of the column; file, lines: where each row is, for errors.
     Raises: DataError for a row without labels, a list that is none, and one label in every row.
     """
     sets = [_parse_labels(cell, file, line) for line, cell in zip(lines, cells, strict=True)]

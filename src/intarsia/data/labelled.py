@@ -107,7 +107,7 @@ def load_labelled(
     or an .npz file of x and y. A test part is taken where it is published: test.csv next to
     train.csv, or the folders train and test; else it is a fifth, each class in proportion.
     text, label: names of the columns; None = the only one with a usual name, such as text or label.
-    seed: of the split. train, test: numbers of rows, None = all of the part, or a fifth to test on.
+    train, test: numbers of rows, None = all of the part, or a fifth to test on.
     Raises: DataError for data that cannot be used, which names columns, rows and classes;
     MissingExtra without pyarrow for Parquet; ConfigError for impossible numbers.
     """
@@ -159,10 +159,7 @@ def check_rows(rows: LabelledRows, least: int) -> None:
 def read_labelled(
     data: str | Path, *, text: str | None = None, label: str | None = None
 ) -> dict[str, LabelledRows]:
-    """Read labelled rows: {"all": rows}, or "train" and "test" as published.
-
-    data, text, label: as for `load_labelled`.
-    """
+    """Read labelled rows: {"all": rows}, or "train" and "test" as published."""
     path = Path(data).expanduser()
     if path.is_dir() and (folders := class_folders(path)):
         sources = {part: _folder_rows(path.name, files) for part, files in folders.items()}
@@ -252,7 +249,6 @@ def _array_rows(path: Path) -> Source:
 
 
 def _table_rows(path: Path, text: str | None, label: str | None) -> Source:
-    """Read the texts, or the numbers, and the labels of a table."""
     table = _read_table(path)
     text, label = columns_of(table, path, text, label)
     if not table[label]:
@@ -287,7 +283,6 @@ def _numbers(table: Table, names: Sequence[str], path: Path) -> np.ndarray:
 
 
 def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Refuse cells that are empty or no finite number.  Raises: DataError."""
     bad = ~np.isfinite(rows)
     if bad.any():
         where = [names[int(i)] for i in np.flatnonzero(bad.any(0))]
@@ -297,7 +292,6 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _label_names(values: Sequence[Any], column: str, path: Path) -> list[str]:
-    """Return labels as names of classes."""
     subject = f"column {column!r} of {path}"
     names = ["" if value is None else str(value).strip() for value in values]
     if empty := [i for i, name in enumerate(names, 1) if not name]:
@@ -317,7 +311,6 @@ def _label_names(values: Sequence[Any], column: str, path: Path) -> list[str]:
 
 
 def _number(name: str) -> float | None:
-    """Return a name as a finite number, None if it is none."""
     try:
         value = float(name)
     except ValueError:
@@ -395,7 +388,6 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    """Read a Parquet file."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -411,7 +403,6 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _name_list(names: Sequence[str]) -> str:
-    """Return the first names as a text."""
     rest = len(names) - NAMED
     return ", ".join(map(repr, names[:NAMED])) + (f" and {rest} more" if rest > 0 else "")
 

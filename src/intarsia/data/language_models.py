@@ -66,7 +66,7 @@ def headless_model(
     """Return a text model of transformers without its head, and its tokenizer.
 
     name: as for `language_model`, or of an encoder such as BERT.  folder: where a packaged model
-    is, None = by its name.  progress: gets lines of progress.
+    is, None = by its name.
     Raises: as `language_model`.
     """
     with quietly():
@@ -88,7 +88,6 @@ def _load_model(
     drawn: bool = True,
     mapped: bool = False,
 ) -> tuple[Any, Any]:
-    """Load the model and the tokenizer of a folder or Hub name."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.initialization import no_init_weights
@@ -131,7 +130,6 @@ def _load_model(
 
 
 def _loading_error(name: str, error: Exception) -> AssetError:
-    """Turn an error of transformers into an AssetError that says what to do."""
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."

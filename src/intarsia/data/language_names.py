@@ -16,7 +16,7 @@ WANTED = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the 
 def check_language_model(name: str, folder: str | None = None) -> None:
     """Check that a language model is packaged, a folder of one, or a name that may be had.
 
-    name: as the user gave it, for errors. folder: where it is, None = by its name.
+    folder: where it is, None = by its name.
     Raises: AssetError for a file, a folder without a model or with a pipe or device in it, which
     would block, and as `check_reachable`, since the Hub's client would try for a minute without a
     network.

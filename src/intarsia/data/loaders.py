@@ -113,7 +113,7 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Imag
 def tensors_or_prepared(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
     """Return a set as tensors in memory if they fit there, otherwise decoded on access.
 
-    images: the set; transform: picture -> (3, H, W).
+    transform: picture -> (3, H, W).
     """
     try:
         return tensors(images, transform)

@@ -21,9 +21,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 def mapped_model(kind: Any, folder: str | Path, **options: Any) -> Any:
     """Return a model with the weights of a folder of `save_pretrained`, mapped; None = it cannot.
 
-    kind: a class with `from_config`, such as AutoModelForCausalLM; options: of the configuration.
-    None where the files lack a weight of the model, or have one under another name, or of another
-    size: then `from_pretrained` is the way. The files must not change while the model is in use.
+    kind: a class with `from_config`, such as AutoModelForCausalLM. None where the files lack a
+    weight of the model, or have one under another name, or of another size: then `from_pretrained`
+    is the way. The files must not change while the model is in use.
     """
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights

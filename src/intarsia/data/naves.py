@@ -34,8 +34,7 @@ Topics = dict[str, dict[str, list[str]]]  # part -> line -> verses
 def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str], Topics]:
     """Read Nave's Topical Bible: verses by id, as John.3.16, and for each part topics with verses.
 
-    5,174 topics with 3 to 50 verses and at least 3 words; no headword is in two parts. report: gets
-    lines of progress.
+    5,174 topics with 3 to 50 verses and at least 3 words; no headword is in two parts.
     Raises: AssetError where a package cannot be had.
     """
     bible = obtain(pinned("sword-text-web"), progress=report)
@@ -116,16 +115,13 @@ def _topic_line(head: str, text: str) -> str:
 
 
 def _read_entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (headword, text in TEI) of each entry of a dictionary in the SWORD format.
-
-    folder: the unpacked package. .idx (offset, size) -> .dat (headword, block, place) -> .zdx
-    (offset, size) -> .zdt, which is zlib.
-    """
+    """Yield (headword, text in TEI) of each entry of a dictionary in the SWORD format."""
     stem = folder / "usr/share/sword/modules/lexdict/zld/nave/nave"
     with reading(stem.with_suffix(".idx")):
         idx, dat, zdx, zdt = (
             stem.with_suffix(end).read_bytes() for end in (".idx", ".dat", ".zdx", ".zdt")
         )
+        # .idx (offset, size) -> .dat (headword, block, place) -> .zdx (offset, size) -> .zdt, zlib
         blocks: dict[int, bytes] = {}
         for offset, size in struct.iter_unpack("<II", idx):
             headword, _, rest = dat[offset : offset + size].partition(b"\r\n")

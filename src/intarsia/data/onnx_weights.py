@@ -33,7 +33,6 @@ class OnnxNode:
 def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     """Return (weights by name, nodes in file order) of an ONNX file with raw inline weights.
 
-    path: of the file.
     Raises: CheckpointError when the file is damaged, not ONNX, or stores weights in another form.
     Not for models over 2 GB: their weights are in separate files.
     """
@@ -100,7 +99,6 @@ def _as_message(value: int | memoryview) -> memoryview:
 
 
 def _read_text(value: int | memoryview) -> str:
-    """Decode a string field."""
     return bytes(_as_message(value)).decode()
 
 

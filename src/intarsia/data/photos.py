@@ -25,8 +25,7 @@ LabelledSquare = tuple[Image.Image, int]
 def photo_origin(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares; their class is the photograph that they were cut from.
 
-    folders: with photographs. Squares of their left halves are for training, of the right ones for
-    testing.
+    Squares of their left halves are for training, of the right ones for testing.
     """
     files = _photograph_files(folders)
     rows: list[LabelledSquare] = []
@@ -72,7 +71,6 @@ def photo_blur(*folders: Path) -> Decoded:
 
 
 def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
-    """Return the photographs in the folders of packages, in order of their names."""
     files = [
         f
         for folder, pattern in zip(folders, PACKAGES.values(), strict=True)

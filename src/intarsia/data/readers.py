@@ -23,7 +23,7 @@ VAGUE = frozenset(  # folders of clip art that do not name a subject
 def fashion_mnist(folder: Path) -> Decoded:
     """Read 70,000 shop pictures, 28 px grey; the first 60,000 are the publisher's training part.
 
-    folder: the unpacked package. Returns images, labels and class names.
+    Returns images, labels and class names.
     """
     root = folder / "usr/share/datasets/fashion-mnist"
     images, labels = [], []
@@ -40,7 +40,7 @@ def fashion_mnist(folder: Path) -> Decoded:
 def mnist(folder: Path) -> Decoded:
     """Read handwritten digits, 28 px grey, from JSON files that hold values / 255.
 
-    folder: the unpacked package. Returns images, labels and class names.
+    Returns images, labels and class names.
     """
     images, labels = [], []
     for digit, name in enumerate(DIGITS):
@@ -78,8 +78,7 @@ def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
 def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
     """Read Tux Paint's stamps, each on a white square of `size` px, with their topic as class.
 
-    folder: the unpacked package. fewest: topics with fewer pictures are left out. Returns images,
-    labels and class names.
+    fewest: topics with fewer pictures are left out. Returns images, labels and class names.
     """
     root = folder / "usr/share/tuxpaint/stamps"
     files = sorted(root.rglob("*.png"))
@@ -98,8 +97,7 @@ def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
 def openclipart(folder: Path, size: int = 224) -> Decoded:
     """Read clip art, each drawing on a white square of `size` px, with its topic as class.
 
-    folder: the unpacked package. Topics in VAGUE and drawings over 89 Mpx are left out. Returns
-    images, labels and class names.
+    Topics in VAGUE and drawings over 89 Mpx are left out. Returns images, labels and class names.
     """
     root = folder / "usr/share/openclipart/png"
     images, topics = [], []
@@ -126,7 +124,6 @@ def _shrink_drawing(file: Path, size: int) -> np.ndarray | None:
 
 
 def _read_png_size(file: Path) -> tuple[int, int]:
-    """Read width and height from a PNG's header."""
     with file.open("rb") as data:
         head = data.read(24)
     return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
@@ -135,8 +132,8 @@ def _read_png_size(file: Path) -> tuple[int, int]:
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
     """Read emoji, 32 px on white, with their category as class.
 
-    folder: the unpacked package. vendor: of the drawings, "google" or "twitter". fewest: categories
-    with fewer pictures are left out. Returns images, labels and class names.
+    vendor: of the drawings, "google" or "twitter". fewest: categories with fewer pictures are left
+    out. Returns images, labels and class names.
     """
     root = folder / "package"
     rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
@@ -158,8 +155,8 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
 def landsat(folder: Path) -> Decoded:
     """Read satellite patches of 3x3 px in false colour: near infrared, red and green light as RGB.
 
-    folder: the unpacked package. Band values (27 to 157 of 255) stay as published. The first
-    infrared band is dropped. Returns images, labels and class names.
+    Band values (27 to 157 of 255) stay as published. The first infrared band is dropped. Returns
+    images, labels and class names.
     """
     file = folder / "usr/lib/R/site-library/mlbench/data/Satellite.rda"
     raw = lzma.decompress(file.read_bytes())
@@ -179,7 +176,7 @@ def landsat(folder: Path) -> Decoded:
 def textile(folder: Path) -> Decoded:
     """Read simulated woven textures, 250 px: sound, locally or globally defective.
 
-    folder: the unpacked package. Returns images, labels and class names.
+    Returns images, labels and class names.
     """
     root = folder / "conformal_clip_data/data/textile_images/simulated"
     classes = ["nominal", "local", "global"]

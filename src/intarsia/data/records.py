@@ -47,10 +47,7 @@ def parse_object(line: str, place: str) -> dict[str, Any]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and text of each line that is not blank.
-
-    path: of a UTF-8 text file.  Raises: DataError.
-    """
+    """Yield the number, from 1, and text of each line that is not blank.  Raises: DataError."""
     try:
         for number, line in enumerate(read_lines(path, "utf-8-sig"), 1):
             if line.strip():

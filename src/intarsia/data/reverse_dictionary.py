@@ -27,7 +27,7 @@ def read_reverse_dictionary(
 ) -> tuple[dict[str, str], Topics]:
     """Read 106,562 dictionary entries by headword, and glosses of nouns as queries for each part.
 
-    report: gets lines of progress. A query's answer is the entry of its noun.
+    A query's answer is the entry of its noun.
     Raises: AssetError where a package cannot be had.
     """
     entries = _read_entries(obtain(pinned("dict-gcide"), progress=report))

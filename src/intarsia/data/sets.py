@@ -94,7 +94,6 @@ def is_cached(name: str, cache: Path | None = None) -> bool:
 
 
 def _cache_file(name: str, cache: Path) -> Path:
-    """Return the file of a decoded set in the cache."""
     return cache / "sets" / f"{name}-{SETS[name].package.version}.safetensors"
 
 

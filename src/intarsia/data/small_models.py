@@ -36,7 +36,6 @@ class SmallModel:
     act: str = "gelu"
 
     def __post_init__(self) -> None:
-        """Check the sizes and the activation.  Raises: ConfigError."""
         one_of("act", self.act, ACTS)
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
             want, fix = "sizes of at least 1, heads that divide the width", "Try width=64, heads=4."
@@ -46,8 +45,8 @@ class SmallModel:
 def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
     """Build an untrained decoder of Llama's architecture.  (B, T) -> .logits (B, T, tokens).
 
-    shape: its sizes; tokens: size of the vocabulary; length: the longest row; seed: of the weights.
-    Embedding and head are tied.
+    shape: its sizes; tokens: size of the vocabulary; length: the longest row. Embedding and head
+    are tied.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,10 +74,7 @@ def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0)
 def small_vit(
     shape: SmallModel, *, classes: int, size: int, patch: int, channels: int = 1, seed: int = 0
 ) -> nn.Module:
-    """Build an untrained VisionTransformer of timm.  (B, channels, size, size) -> (B, classes).
-
-    shape: its sizes; size, patch: sides of a picture and of a patch in px; seed: of the weights.
-    """
+    """Build an untrained VisionTransformer of timm.  (B, channels, size, size) -> (B, classes)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: Any = VisionTransformer(

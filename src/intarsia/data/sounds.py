@@ -39,7 +39,6 @@ def prompt_kind(*folders: Path) -> Decoded:
 
 
 def _files_by_part(folders: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return the sound files with their languages, the training part first."""
     files: list[tuple[bool, str, str, Path]] = []
     for folder in folders:
         for file in sorted((folder / "usr/share/asterisk/sounds").rglob("*.wav")):
@@ -57,10 +56,7 @@ def _is_for_testing(name: str) -> bool:
 
 
 def samples_of(file: Path, limit: int = -1) -> np.ndarray:
-    """Read the first samples of a 16-bit mono WAV file as (T,) float64.
-
-    limit: number of samples, -1 = all.
-    """
+    """Read the first `limit` samples of a 16-bit mono WAV file as (T,) float64; -1 = all."""
     with wave.open(str(file)) as sound:
         frames = sound.getnframes() if limit < 0 else limit
         return np.frombuffer(sound.readframes(frames), "<i2").astype(np.float64)
@@ -69,8 +65,7 @@ def samples_of(file: Path, limit: int = -1) -> np.ndarray:
 def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
     """Read the telephone prompts of a language as samples in -1 ... 1 at 8 kHz.
 
-    folder: the unpacked package. for_testing: True = the prompts of the test part, else of the
-    training part.
+    for_testing: True = the prompts of the test part, else of the training part.
     """
     names = [file for file, _ in _files_by_part((folder,))]
     place = folder / "usr/share/asterisk/sounds"

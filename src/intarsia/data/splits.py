@@ -118,7 +118,6 @@ def load_data(
 
 
 def _checked_spec(spec: str | Path) -> str:
-    """Return the name or path of data as text."""
     if not isinstance(spec, str | Path):
         fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
         raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)
@@ -131,7 +130,7 @@ def read_data(
     """Read the parts of an image data set as published: `all`, or `train` with `val` or `test`.
 
     spec: a named set, a benchmark's task, a folder or a table. on_error: "skip" leaves unreadable
-    pictures out. progress: gets lines of progress.
+    pictures out.
     """
     spec = _checked_spec(spec)
     task = tasks.find(spec)
@@ -268,16 +267,14 @@ def _draw_part(
     *,
     seed: int,
 ) -> tuple[ImageSet, ImageSet]:
-    """Return a held-out part, drawn from a pool unless it is published, and the rest of the pool.
-
-    drawn_plainly: gets the part's name where sets of labels could not be kept in proportion.
-    """
+    """Return a held-out part, drawn from a pool unless it is published, and the pool's rest."""
     if published is not None:
         return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
     # drawn: at least one picture of each class
     least = 1 if pool.several else len(pool.classes)
     size = max(default, least) if n is None else n
     if pool.several and strata(pool.labels, size) is None:
+        # the sets of labels cannot be kept in proportion
         drawn_plainly.append(part)
     selected, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
     return _rename_part(pool.select(selected), part), pool.select(rest)

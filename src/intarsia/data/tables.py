@@ -94,7 +94,6 @@ def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet
 
 
 def _incomplete_row(line: int, file: Path) -> DataError:
-    """Make the error for a row without a picture or a label."""
     got, want = "a row without a picture or a label", "both in every row"
     fix = "Complete the row, or delete it."
     return DataError(f"line {line} of {file}", got=got, want=want, fix=fix)
@@ -202,7 +201,6 @@ def from_dataset(
 
 
 def _dataset_picture(dataset: Any, index: int) -> Picture:
-    """Return picture `index` of a (picture, label) dataset."""
     picture = dataset[index][0]
     if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
         return picture
@@ -231,7 +229,6 @@ def _parquet_files(path: Path) -> dict[str, list[Any]]:
 
 
 def _table_set(table: Any, name: str) -> ImageSet:
-    """Build an image set from a table of the `datasets` package; pictures are not decoded."""
     import datasets
 
     image = _find_column(table.column_names, IMAGE_COLUMNS, name)
@@ -285,7 +282,6 @@ def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> di
 
 
 def _find_column(columns: Sequence[str], allowed: Sequence[str], name: str) -> str:
-    """Return the first of the allowed column names that a table has."""
     for column in allowed:
         if column in columns:
             return column

@@ -72,7 +72,6 @@ class TextSplits:
 def check_text(spec: str) -> None:
     """Refuse a file of texts that cannot be read, before a model or a corpus is downloaded.
 
-    spec: the name of a corpus, or a path.
     Raises: as `load_texts`.
     """
     if spec not in corpora.names():
@@ -135,8 +134,6 @@ def read_texts(
 ) -> Texts:
     """Return all rows of a text as one part, for scoring; the last block may be short.
 
-    spec: a corpus's name or a file; tokenizer: the model's; length: tokens of a row;
-    progress: gets lines of progress.
     Raises: as `load_texts` does; DataError for a text without a row of two tokens.
     """
     rows = _token_rows(spec, tokenizer, length, progress)
@@ -163,10 +160,10 @@ def read_prompts(
 ) -> list[Prompt]:
     """Return the prompts of a file, or of given lines, in order and without blank lines.
 
-    source: a file or lines. A .jsonl file has objects as in `load_texts`; answers are ignored and
-    may be missing. In other files each line is a prompt, or such an object if it begins with {.
-    as_questions: plain lines are questions, in the tokenizer's chat template if it has one; False =
-    they are texts to continue.
+    A .jsonl file has objects as in `load_texts`; answers are ignored and may be missing. In other
+    files each line is a prompt, or such an object if it begins with {. as_questions: plain lines
+    are questions, in the tokenizer's chat template if it has one; False = they are texts to
+    continue.
     Raises: DataError for a file that cannot be read, or a line that is not a prompt.
     """
     name = str(source) if isinstance(source, Path) else "the input"
@@ -205,7 +202,6 @@ def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
 
 
 def _role(message: Any) -> Any:
-    """Return the role of a message, None if it is no message."""
     return message.get("role") if isinstance(message, Mapping) else None
 
 
@@ -261,11 +257,7 @@ def _token_rows(
 
 
 def read_source(spec: str, progress: Report) -> str | list[Sample]:
-    """Read the text of a corpus or file, or the samples of an instruction file.
-
-    spec: a corpus's name or a file; progress: gets lines of progress.
-    Raises: as `load_texts`.
-    """
+    """Read a corpus's or file's text, or samples of instructions.  Raises: as `load_texts`."""
     source = corpora.read(spec, progress) if spec in corpora.names() else _read_file(Path(spec))
     if isinstance(source, str):
         return source
@@ -273,7 +265,6 @@ def read_source(spec: str, progress: Report) -> str | list[Sample]:
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
-    """Return the blocks of a text that have `length` tokens."""
     full_blocks = [block for block in blocks if len(block[0]) == length]
     if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
@@ -306,10 +297,7 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        """Return token ids (t,) and labels (t,) of sample `index`, cut to `length` tokens.
-
-        Labels of the prompt are IGNORED, so that it has no loss.
-        """
+        """Return token ids (t,) and labels (t,) of a sample, cut to `length` tokens."""
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
@@ -323,7 +311,6 @@ class _InstructionRows:
 
 
 def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
-    """Return the numbers of validation and test rows."""
     counts = [
         max(1, round(share * rows)) if count is None else count
         for share, count in zip(SHARES, (val, test), strict=True)
@@ -353,7 +340,7 @@ def grouped(
 ) -> dict[str, list[int]]:
     """Split rows at random, so that all rows of a group (one prompt) are in the same part.
 
-    groups: the group of each row; val, test: numbers of rows, None for a tenth; seed: of the draw.
+    groups: the group of each row; val, test: numbers of rows, None for a tenth.
     Returns part -> positions.
     """
     vals, tests = _part_sizes(len(groups), val, test)

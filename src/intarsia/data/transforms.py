@@ -92,7 +92,6 @@ def input_config(
 
 
 def _timm_config(model: nn.Module) -> InputConfig:
-    """Read the configuration of a timm model."""
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     # the configuration of a model built with img_size=... still has the pretrained size
     built_size = getattr(getattr(model, "patch_embed", None), "img_size", None)

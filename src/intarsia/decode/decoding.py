@@ -105,7 +105,6 @@ def generate(
 
 
 def _check_room(model: nn.Module, length: int) -> None:
-    """Check that a model has positions for a text; one with spans has as many as they cover."""
     config: Any = getattr(base_of(model), "config", None)
     spans = spans_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -117,12 +116,10 @@ def _check_room(model: nn.Module, length: int) -> None:
 
 
 class _Native:
-    """Decoder of prompts by native steps; padding is left out of its cache.
-
-    ids, mask: (B, n), prompts, 0 = padding; tokens: number of new tokens.
-    """
+    """Decoder of prompts (B, n) by native steps; padding is left out of its cache."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
+        # mask: (B, n), 0 = padding
         self.ids, self.mask = ids, torch.ones_like(ids) if mask is None else mask
         self.text = NativeText(model, slots=len(ids), length=ids.shape[1] + tokens)
         self.nbytes = self.text.nbytes
@@ -140,13 +137,10 @@ class _Stock:
     """Decoder of prompts by the model's own modules, with a cache that is allocated once."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
-        """Allocate the cache and the mask for the prompts and the new tokens.
-
-        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none.
-        """
         self.model, self.ids = model, ids
         self.cache = fixed_cache(model, ids.shape[1] + tokens)
         self.name, self.count = cache_name(model), 0
+        # (B, n + tokens), 0 = padding; None = there is none
         self.mask = None if mask is None else torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
         self.short = None if mask is not None else one_token(model)
 
@@ -159,20 +153,14 @@ class _Stock:
         return self._forward(self.ids)
 
     def step(self, new: Tensor) -> Tensor:
-        """Add one token to each row, and return the logits behind it.
-
-        new: (B,) ids. Returns (B, V).
-        """
+        """Add one token to each row, (B,); return the logits behind it, (B, V)."""
         if self.short is None:
             return self._forward(new[:, None])
         self.count += 1
         return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
-        """Run the model on new tokens (B, n), behind those in the cache; return the last logits.
-
-        Returns (B, V).
-        """
+        """Run the model on new tokens (B, n) behind those in the cache; return logits (B, V)."""
         first, self.count = self.count, self.count + new.shape[1]
         arguments: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
         if self.mask is not None:
@@ -200,7 +188,7 @@ class _Clock(BaseStreamer):
 def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     """Generate the same tokens by transformers' own `generate`, to compare `generate` with.
 
-    ids: (B, T), not padded; tokens: number of new ones. The result's bytes are 0, not counted.
+    ids: (B, T), not padded. The result's bytes are 0, not counted.
     """
     host: Any = model
     clock, began = _Clock(), time.perf_counter()

@@ -29,10 +29,7 @@ class FixedLayer(CacheLayerMixin):
 
     @classmethod
     def over(cls, keys: Tensor, values: Tensor, count: int) -> FixedLayer:
-        """Build a layer's cache on existing memory.
-
-        keys, values: (B, heads, length, D); count: number of tokens that they hold already.
-        """
+        """Build a layer's cache on existing memory.  keys, values: (B, heads, length, D)."""
         layer = cls(keys.shape[2])
         layer.dtype, layer.device, layer.count = keys.dtype, keys.device, count
         layer.keys, layer.values, layer.is_initialized = keys, values, True

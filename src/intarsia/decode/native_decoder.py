@@ -107,11 +107,6 @@ class NativeText:
     """
 
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
-        """Compile a decoder's forward to a native program, and allocate its caches.
-
-        slots: number of texts at once; length: most tokens of each, prompt and answer together.
-        Raises: ConfigError for a model that native code does not support, or too many slots.
-        """
         if reason := why_not(model):
             want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
             raise ConfigError("model for native steps", got=reason, want=want, fix=fix)
@@ -237,14 +232,12 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _HeadRun:
-    """Neighbouring key-value heads that see equally far, with their cache.
+    """Neighbouring key-value heads that see equally far, with their cache."""
 
-    first: number of the first head; count: number of heads.  window: number of last tokens that
-    they see, 0 = all, as in `AttendStep`.
-    """
-
+    # number of the first head
     first: int
     count: int
+    # number of last tokens that they see, 0 = all, as in `AttendStep`
     window: int
     cache: LayerCache
 
@@ -275,8 +268,7 @@ def _head_runs(
 def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
     """Yield the instructions of the native program that computes a model's layers, in order.
 
-    host: the model; heads: for each layer its groups of heads, with caches; length: most tokens of
-    a text.
+    heads: for each layer its groups of heads, with caches; length: most tokens of a text.
     """
     body = host.model
     x, h = _stream(host)
@@ -320,7 +312,6 @@ def _scale(table: Any) -> float | Tensor:
 
 
 def _act(config: Any) -> str:
-    """Return the name of the MLPs' activation."""
     return getattr(config, "hidden_activation", None) or config.hidden_act or ""
 
 
@@ -379,7 +370,6 @@ def _attention(
 
 
 def _columns(value: Value, width: int, first: int) -> Value:
-    """Return the value made of `width` columns of a value, from column `first` on."""
     return Value(value.name, width, value.first + first)
 
 
@@ -402,7 +392,6 @@ def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
-    """Return the native instruction that normalises `src` into `dst`."""
     weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
     if weight is not None and type(module).__name__ in OFFSETS:
@@ -412,11 +401,9 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _rotation(body: Any, length: int, kind: str | None) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
-
-    kind: of the layer, where layers have rotations of their own.
-    """
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each."""
     places = torch.arange(length)[None]
+    # kind: of the layer, where layers have rotations of their own
     further = () if kind is None else (kind,)
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *further)
     return cos[0], sin[0]
@@ -442,7 +429,6 @@ def _window(attention: Any) -> int:
 
 
 def _check_suited(model: nn.Module) -> None:
-    """Check that native steps can compute a model."""
     host: Any = base_of(model)
     config, body = config_of(host), host._modules.get("model")
     kind = model_type_of(host) or type(host).__name__

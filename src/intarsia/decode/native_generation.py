@@ -54,8 +54,8 @@ def without_native_generate(host: nn.Module) -> None:
 def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
     """Call transformers' `generate`, with logits from native steps where those can compute them.
 
-    model: of transformers; args, settings: as its `generate` takes them. Everything around the
-    logits is transformers': settings, processors, stopping, streamers, seeds.
+    args, settings: as its `generate` takes them. Everything around the logits is transformers':
+    settings, processors, stopping, streamers, seeds.
     The model's own forward computes what native steps do not: beams, assisted decoding, outputs in
     a dict (their cache, attentions and states), a cache or embeddings that are passed in, padding
     on the right, more than 16 rows, training, and models that `why_not` has a reason against.
@@ -84,10 +84,7 @@ class NativeSampling:
     """
 
     def _sample(self, input_ids: Tensor, generation_config: GenerationConfig, **rest: Any) -> Any:
-        """Run transformers' loop of greedy and sampled tokens, with native logits if they suit.
-
-        input_ids: (B, n), prompts.
-        """
+        """Run transformers' loop of greedy and sampled tokens, with native logits if they suit."""
         attributes = vars(self)
         if _suits(attributes["original"], input_ids, generation_config, rest):
             length = int(generation_config.max_length or 0)
@@ -99,10 +96,7 @@ class NativeSampling:
 
 
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Return True if native steps can compute the logits of a call of `generate`.
-
-    ids: (B, n), prompts.
-    """
+    """Return True if native steps can compute the logits of a call of `generate`."""
     name = cache_name(model)
     cache, mask = arguments.get(name), arguments.get("attention_mask")
     passed = {key for key, value in arguments.items() if not (value is None or value is False)}
@@ -129,10 +123,7 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
 def _forward(
     text: NativeText, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> CausalLMOutputWithPast:
-    """Add the prompts, or one token to each row; return the logits behind them, (B, 1, V).
-
-    input_ids: (B, n); attention_mask: (B, n), 0 = padding, None = none.
-    """
+    """Add the prompts (B, n), or one token to each row; return the last logits, (B, 1, V)."""
     # after the prompts each call has one token of each row
     if any(text.counts):
         logits = text.step(input_ids[:, 0].tolist())

@@ -168,8 +168,7 @@ def _act_of(act: nn.Module) -> str:
 def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
     """Return the program of an expert, rows = down(act(gate rows) up rows).
 
-    weights: of gate, up and down; rows: its inputs, overwritten by its outputs; act: of
-    `kernels.decoder`.
+    rows: its inputs, overwritten by its outputs; act: of `kernels.decoder`.
     """
     gate, up, down = weights
     inner = gate.bound.sides[0]  # hidden units: W has the sides (out, in)
@@ -183,10 +182,8 @@ def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[Exper
 
 
 def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
-    """Return the values of gate, up and their product in an MLP of `inner` hidden units.
-
-    A product writes whole rows, so that MLPs of another width need other memory.
-    """
+    """Return the values of gate, up and their product in an MLP of `inner` hidden units."""
+    # a product writes whole rows, so that MLPs of another width need other memory
     return (
         Value(f"gate {inner}", inner),
         Value(f"up {inner}", inner),
@@ -197,7 +194,7 @@ def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
 def expert_weights(experts: Any, expert: int) -> list[Weight]:
     """Return gate, up and down of an expert in memory.
 
-    experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`); expert: its number.
+    experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`).
     """
     shell, stacks = getattr(experts, "shell", experts), getattr(experts, "stacks", {})
     parts = OURS if isinstance(shell, StackedExperts) else STOCK
@@ -218,10 +215,8 @@ def expert_weights(experts: Any, expert: int) -> list[Weight]:
 
 
 def _matrices(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return gate, up and down of an expert, as views.
-
-    tensors: "gate_up_proj", (2 inner, width), gate above up, and "down_proj", (width, inner).
-    """
+    """Return gate, up and down of an expert, as views."""
+    # "gate_up_proj", (2 inner, width), gate above up; "down_proj", (width, inner)
     both, down = (tensors[name] for name in STOCK)
     return [*both.chunk(2), down]
 
@@ -250,8 +245,7 @@ class OffloadedExperts:
     def begin(self, experts: list[int]) -> None:
         """Begin to read the experts that are not in memory.
 
-        experts: those that are computed next, in ascending order. Until `end` no other forward may
-        use the slots.
+        Until `end` no other forward may use the slots.
         """
         self.slots.turn.acquire()
         try:

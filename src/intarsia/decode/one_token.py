@@ -58,10 +58,7 @@ def has_hooks(module: nn.Module, *harmless: type) -> bool:
 
 
 def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
-    """Compute the logits (B, 1, V) behind one token: embedding, layers, norm, head.
-
-    ids: (B, 1), the token.
-    """
+    """Compute the logits (B, 1, V) behind one token (B, 1): embedding, layers, norm, head."""
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)
     places = torch.full((1, 1), position, device=ids.device)

@@ -83,7 +83,6 @@ class GgufModel:
     def stored(self, path: str, bits: int) -> dict[str, Tensor]:
         """Return a matrix of type Q4_0 or Q8_0 as `BlockInt` stores it, its codes unchanged.
 
-        path: its name in the model; bits: of a code.
         Raises: AssetError for scales that are not finite.
         """
         stored = self._tensor(path)
@@ -96,7 +95,6 @@ class GgufModel:
         return self.tensors[self.names.names[path]]
 
     def _finite(self, path: str, numbers: Tensor, checked: Tensor) -> Tensor:
-        """Return numbers after some of them were checked."""
         if not checked.isfinite().all():
             raise _damaged(self.path, f"NaN or infinity in {self.names.names[path]}")
         return numbers
@@ -193,12 +191,10 @@ def _embedding(host: Any) -> str:
 def _stored(
     file: GgufModel, path: str, bits: int | None, rounded: Counter[str], exact: bool
 ) -> tuple[int, dict[str, Tensor]]:
-    """Return the bits of a code, and a matrix as it is stored; count it if it is rounded.
-
-    exact: keep the codes that the file has, whatever `bits` says.
-    """
+    """Return the bits of a code, and a matrix as it is stored; count it if it is rounded."""
     kind = file.kind(path)
     exact_bits = EXACT.get(kind)
+    # exact: the codes that the file has, whatever `bits` says
     if exact_bits is not None and (exact or exact_bits == bits):
         return exact_bits, file.stored(path, exact_bits)
     if bits is None:
@@ -217,11 +213,9 @@ def _narrowest(tensors: Any) -> torch.dtype:
 
 
 def _reader(gguf: Any) -> Any:
-    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts.
+    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts."""
 
-    Its own would count on, for hours, in a file with a damaged length.
-    """
-
+    # its own would count on, for hours, in a file with a damaged length
     class Bounded(gguf.GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -285,11 +279,7 @@ def _complete(
 
 
 def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
-    """Return the rotations of Llama 3 for a file's divisors of frequencies.
-
-    divisors: (D / 2,), of the frequencies without scaling.
-    Raises: AssetError for divisors of another scaling.
-    """
+    """Return Llama 3's rotations for a file's divisors (D / 2,) of the unscaled frequencies."""
     plain = {"rope_type": "default", "rope_theta": theta}
     if (divisors == 1).all():
         return plain
@@ -312,7 +302,6 @@ def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
 
 
 def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str, Any]) -> None:
-    """Check that a file has the model's tensors, in the model's shapes, and no others."""
     subject, want = f"GGUF file {str(path)!r}", f"the tensors of {type(host).__name__}"
     state = host.state_dict()
     shapes = {
@@ -331,6 +320,5 @@ def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str
 
 
 def _damaged(path: Path, got: str) -> AssetError:
-    """Build the error of a file that cannot be read."""
     want, fix = "the file as it was published", "Get it again, and compare its size."
     return AssetError(f"GGUF file {str(path)!r}", got=got[:200], want=want, fix=fix)

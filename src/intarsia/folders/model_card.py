@@ -153,7 +153,6 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
-    """Return the scores in the form of the Hub's evaluation results."""
     name = data["name"] or "own data"
     return [
         EvalResult(
@@ -217,7 +216,6 @@ def _short_value(value: Any) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """Format a table in Markdown, under a title."""
     # scores have a column for each metric; an empty field where a part lacks one
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))

@@ -87,15 +87,13 @@ def open_language_model(
 
 
 def _stored_weights(folder: Path) -> str:
-    """Return which weights of a changed model its folder has, see `save`.
-
-    All files but the weights are checked by their digests, before a model is built.
-    """
+    """Return which weights of a changed model its folder has, see `save`."""
     try:
         content = read_json(folder / SETTINGS)
     except (OSError, ValueError) as error:
         raise damaged(folder / SETTINGS, f"text that is not JSON ({error})") from error
     content, files = check_settings(folder / SETTINGS, content)
+    # all files but the weights are checked by their digests, before a model is built
     small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
     check_files(folder, small, needs=(CONFIG,))
     return str(content.get("weights"))

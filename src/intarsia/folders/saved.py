@@ -196,7 +196,6 @@ def replays(folder: str | Path) -> bool:
 
 
 def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
-    """Repeat the changes of a folder on a model, and load its weights; return the model."""
     file = content.weights
     mapped = None if file is None else _readable(file, lambda: read_tensors(file))
     if content.steps and (earlier := steps_of(base_of(model))):
@@ -339,7 +338,6 @@ def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
 def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
-    """Select the tensors that a folder holds."""
     added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
@@ -350,12 +348,10 @@ def _select_tensors(
 
 
 def _read_into(host: nn.Module, mapped: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Read weights into new memory, which tensors of their type and size have from now on.
-
-    mapped: all weights of the file. Packed experts are left out, since they stay mapped.
-    """
+    """Read weights into new memory, which tensors of their type and size have from now on."""
     fields, targets = ("shape", "dtype", "device"), dict[str, Tensor]()
     for path, module in walk(host):
+        # packed experts stay mapped
         if isinstance(unwrapped(module), PackedStack):
             continue
         for name, tensor in _state_of(path, module, keep_vars=True).items():

@@ -21,9 +21,9 @@ def from_sources(
     """Compute the loss of a batch with rows that each have the delta of their own source added.
 
     The rows of source s see theta + phi_s, and theta, the model's weights, gets the gradient. x:
-    the model's arguments by name, and "task_ids" (B,), the index of each row's source in `deltas`;
-    loss_of: function from logits to the loss; deltas: phi_s of each source. The model's weights are
-    not changed: the sums are computed in each step. One forward for each source in the batch.
+    the model's arguments by name, and "task_ids" (B,), the index of each row's source in `deltas`.
+    The model's weights are not changed: the sums are computed in each step. One forward for each
+    source in the batch.
 
     Raises: ConfigError for a batch without "task_ids", or with an index that is not there.
     Source: LT-SFT (arXiv:2110.07560), multi-source training, where each batch is of one source.
@@ -47,7 +47,6 @@ def from_sources(
 
 
 def _logits_with_delta(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
-    """Run the model with one source's delta added to its weights."""
     weights = own_parameters(model)
     moved: dict[str, Tensor] = {}
     for name, (index, values) in delta.entries.items():

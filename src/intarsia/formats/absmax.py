@@ -60,8 +60,7 @@ class Absmax(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the encoded weight in float32: code - 2^(b-1), times its group's scale.
 
-        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them; shape:
-        the weight's.
+        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them.
         """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
@@ -82,10 +81,8 @@ class Absmax(Format):
         return shape[-1] if len(shape) else 1
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """Cut the R rows of a weight into G groups of g, a short last group filled up with 0.
-
-        weight: (..., width), any axes but the last are rows.  -> (R, G, g).
-        """
+        """Cut the rows of a weight into groups (R, G, g), the last one filled up with 0."""
+        # (..., width): any axes but the last are rows
         rows = weight.reshape(math.prod(weight.shape[:-1]), self._width(weight.shape))
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.group))
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)

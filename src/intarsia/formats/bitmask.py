@@ -142,10 +142,8 @@ class Bitmask(Format):
 
 
 def _steps(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the int8 scale of each row, max |w| / 127 over its stored weights.  -> (out,) float32.
-
-    weight: (out, in); mask: (out, in) bool, True = stored.
-    """
+    """Return the int8 scale of each row, max |w| / 127 over its stored weights: (out,) float32."""
+    # weight: (out, in); mask: (out, in) bool, True = stored
     sizes = torch.where(mask, weight.float().abs(), 0)
     if not bool(sizes.isfinite().all()):
         fix = "Find where the weight became so, or use values='same'."

@@ -72,10 +72,8 @@ class BlockInt(Format):
         return {name: torch.cat(some) for name, some in parts.items()}
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Round weights to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF does.
-
-        blocks: (R, K, 32), R rows of K blocks. A weight is decoded as d (q - 2^(b-1)), b bits.
-        """
+        """Round weights to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF does."""
+        # R rows of K blocks; a weight is decoded as d (q - 2^(b-1)), b bits
         sizes = blocks.abs()
         if self.bits == 8:
             d = sizes.amax(2) / 127
@@ -90,17 +88,14 @@ class BlockInt(Format):
         return codes, d.clamp(-LARGEST, LARGEST).half()
 
     def _bundle(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
-        """Lay codes and scales of 16 rows each side by side, a bundle, as the kernel reads them.
-
-        codes: (R, K, 32) uint8, scales: (R, K) float16, of R rows with K blocks. Returns "codes" (R
-        / 16, K, b, 16, 4) uint8 and "scales" (R / 16, K, 16); the last bundle is filled up with
-        zeros.
-        """
+        """Lay codes and scales of 16 rows each side by side, a bundle, as the kernel reads them."""
+        # codes: (R, K, 32) uint8, scales: (R, K) float16; the last bundle is filled up
         missing = -len(codes) % BUNDLE
         # padding rows have the code of 0, and the scale 0
         zero = 2 ** (self.bits - 1)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, 0, 0, missing), value=zero)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, missing))
+        # "codes": (R / 16, K, b, 16, 4) uint8, "scales": (R / 16, K, 16)
         side = scales.view(len(scales) // BUNDLE, BUNDLE, scales.shape[1]).transpose(1, 2)
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 

@@ -123,8 +123,5 @@ class Columns(Format):
 
 
 def break_even(width: int, itemsize: int = 2) -> float:
-    """Return the density (share of weights that are not 0) below which `Columns` saves bytes.
-
-    width: the number of weights in a row; itemsize: bytes of a weight that is stored whole.
-    """
+    """Return the density (share of weights that are not 0) below which `Columns` saves bytes."""
     return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0

@@ -33,11 +33,6 @@ class PackedLinear(nn.Linear):
         shape: tuple[int, int],
         bias: Tensor | None = None,
     ) -> None:
-        """Register the stored tensors of a weight as buffers.
-
-        form: the storage format; stored: its tensors by name; shape: (outputs, inputs).
-        Raises: ConfigError for a stored tensor with a name that the module uses already.
-        """
         nn.Module.__init__(self)
         self.out_features, self.in_features = shape
         self.form, self.names = form, tuple(stored)

@@ -104,9 +104,9 @@ class TimedRun:
     def faster(self, ours: RuntimeFigures) -> BetterChoice | None:
         """Return the fastest choice that is no slower than our format, and no worse.
 
-        ours: the format's figures. Others' runtimes are choices, and formats of ours for which the
-        table has a command. A choice without a measured quality is never better; for a format
-        without one only the time counts.
+        Others' runtimes are choices, and formats of ours for which the table has a command. A
+        choice without a measured quality is never better; for a format without one only the time
+        counts.
         """
         better = [
             choice
@@ -122,8 +122,8 @@ class TimedRun:
     def instead(self, ours: RuntimeFigures) -> BetterChoice | None:
         """Return dense 4 bits where our format has more than `TIMES` its perplexity.
 
-        A small and fast format may be of no use all the same. ours: its figures. None for a format
-        that is good enough, or was measured by an accuracy.
+        A small and fast format may be of no use all the same. None for a format that is good
+        enough, or was measured by an accuracy.
         """
         dense = [c for c in self.choices if c.bits == 4 and c.density == 1]
         if self.quality not in LOWER or ours.quality is None or not dense:
@@ -180,7 +180,7 @@ def record(kind: str, run: TimedRun) -> None:
     """Write a new run into the table, before the others.
 
     An older run is left out once all of its formats of ours have been measured again.
-    kind: "text" or "picture"; run: its figures.
+    kind: "text" or "picture".
     """
     content = dict(read_json(FILE))
     table = rivals(kind)

@@ -34,7 +34,6 @@ def finite(weight: Tensor) -> Tensor:
 def kept_of(weight: Tensor, keep: Tensor | None) -> Tensor:
     """Return a mask of the weights to store: `keep`, or if it is None the weights that are not 0.
 
-    weight: any shape; keep: bool of that shape.
     Raises: ShapeError for a mask of another shape.
     """
     keep = weight != 0 if keep is None else keep

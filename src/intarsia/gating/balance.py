@@ -9,11 +9,8 @@ from ..core import Routing
 
 
 def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return how often each expert was chosen for a token, and its mean probability, (E,) both.
-
-    probs: (N, E), probability of each expert for each token; routing: the pairs (token, expert)
-    that were chosen; valid: (N,) bool, False = padding, None = no padding.
-    """
+    """Return how often each expert was chosen for a token, and its mean probability, (E,) both."""
+    # probs: (N, E); valid: (N,) bool, False = padding, None = no padding
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
     real_probs = probs if valid is None else probs * valid[:, None]

@@ -40,8 +40,7 @@ class LayerState:
     def before(self, layer: int) -> Tensor | None:
         """Return the state that the nearest earlier layer left in this forward; None at the first.
 
-        layer: the number of the layer that asks. Raises: ConfigError if that state carries no
-        gradient though this forward needs one.
+        Raises: ConfigError if that state carries no gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
@@ -88,12 +87,6 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context: no padding mask, ids, layer states, random draws or routings.
-
-        These are set for each batch. The settings are at their defaults: draws are not kept until
-        the next forward (hold), the input is one copy of a batch (passes), this process has all of
-        it (shard), and evaluation does not count the experts' load (counting).
-        """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None

@@ -38,18 +38,14 @@ class GateRouter(Router, Generic[C]):
     def __init__(
         self, config: C, width: int | None = None, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
-
-        config: the router's settings: E = config.experts; config.std, the standard
-        deviation of W (0.02 if it lacks that); width: number of features of a token, None = no W,
-        for a subclass with other logits; generator: draws W.
-        """
+        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0."""
         super().__init__(config.experts)
         self.config = config
         settings = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
         self.jitter, self.balance, self.z = (
             settings.get(n, 0.0) for n in ("jitter", "balance", "z")
         )
+        # no weight: a subclass has other logits
         if width is None:
             return
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -97,11 +93,8 @@ class GateRouter(Router, Generic[C]):
         return replace(self.limit(routing), losses=losses)
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the auxiliary losses times their coefficients, by name ("balance", "z").
-
-        logits: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False
-        = padding, None = no padding.
-        """
+        """Return the auxiliary losses times their coefficients, by name ("balance", "z")."""
+        # logits: (N, E); valid: (N,) bool, False = padding, None = no padding
         losses: dict[str, Tensor] = {}
         if self.balance:
             losses["balance"] = self.balance * balance(logits.softmax(-1), routing, valid)
@@ -160,7 +153,7 @@ def room_for(factor: float, pairs: int, experts: int) -> int:
     """Return an expert's capacity: how many tokens it takes, ceil(factor * pairs / experts).
 
     factor: 1 = just enough room if all experts are chosen equally often; pairs: number of pairs (a
-    token and one of the experts that it chose) in the batch; experts: number of experts.
+    token and one of the experts that it chose) in the batch.
     """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
@@ -188,9 +181,8 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
     """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
-    gates: (N, E), weights of E experts for N tokens; dtype: the dtype of the pairs' weights; keep:
-    (N, E) bool, True = the gate becomes a pair; None = gates above 0 do, and NaN, so that a NaN is
-    seen in the output.
+    gates: (N, E), weights of E experts for N tokens; keep: (N, E) bool, True = the gate becomes a
+    pair; None = gates above 0 do, and NaN, so that a NaN is seen in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])

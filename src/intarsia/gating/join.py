@@ -27,13 +27,7 @@ class BeforeForward:
         self.context, self.stays = context, stays
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Start a new batch before each forward of a model: set its padding mask and token ids.
-
-        model: the module that is called. args, kwargs: the arguments of its forward, among which
-        `attention_mask` (B, T) becomes the padding mask, and `input_ids`, or a first argument (B,
-        T) of int64, the ids.
-        Raises: ShapeError if `task_ids` were set for another number of samples than this batch has.
-        """
+        """Start a new batch before a forward: set its padding mask (B, T) and token ids (B, T)."""
         context = self.context
         context.start()
         if context.task_ids is not None:

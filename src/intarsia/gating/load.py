@@ -64,13 +64,10 @@ def loads(model: nn.Module) -> dict[str, Load]:
 
 
 def _load(received: Tensor, served: int) -> Load | None:
-    """Return the load of a router's experts, as shares; None if nothing was counted.
-
-    received: (2, E), for each expert the number of its tokens, and the sum of their weights;
-    served: the number of tokens that had any expert. An expert's share is its part of all pairs
-    (token, expert); where every expert has every token, its part of the sum of all weights.
-    """
-    # pairs say nothing where every expert has every row: count the weights instead
+    """Return the load of a router's experts, as shares; None if nothing was counted."""
+    # (E,) each: an expert's tokens, and the sum of their weights; tokens say nothing where every
+    # expert has every row: count the weights instead
+    # received: (2, E); served: the number of tokens that had any expert
     pairs, weight = received
     if not bool(pairs.any()):
         return None

@@ -19,9 +19,9 @@ SMALL = 1e-6
 def smooth_step(u: Tensor, gamma: float) -> Tensor:
     """Return a smooth step from 0 to 1: 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
 
-    u: any shape. gamma: width of the band between 0 and 1, in which the step is the cubic
-    -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2. Outside the band the gradient is exactly 0, so that a
-    parameter has to start inside it.
+    gamma: width of the band between 0 and 1, in which the step is the cubic -2 (u / gamma)^3 + 3/2
+    (u / gamma) + 1/2. Outside the band the gradient is exactly 0, so that a parameter has to start
+    inside it.
     """
     # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that the step is smooth
     t = (u / gamma).clamp(-0.5, 0.5)
@@ -55,11 +55,6 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
-        """Create a router with a gate that is the sum of several gates.
-
-        experts: E; active: k, the number of gates in the sum. Each gate is a distribution over the
-        experts; in training it comes to choose a single one.
-        """
         super().__init__(experts)
         at_least("active", active, 1, "Try 2.")
         self.active = active

@@ -28,11 +28,6 @@ class RandomSource(ReadsContext):
     def __init__(
         self, generator: torch.Generator | None = None, context: Context | None = None
     ) -> None:
-        """Create a source with random numbers from `generator`, a generator on the CPU.
-
-        None = one that torch's next draw seeds.
-        context: the batch's context to share, such as a router's; None = a new one.
-        """
         super().__init__()
         self.generator = seeded_by(None) if generator is None else generator
         if context is not None:
@@ -75,10 +70,10 @@ class RandomSource(ReadsContext):
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
         """Return a random row for each row of the batch: new ones, or those stored for this batch.
 
-        rows: number of rows of the batch. With context.passes = p they are p copies of its samples,
-        one after the other, and each copy gets random rows of its own. draw: draw(n) returns n new
-        random rows (n, ...). If context.hold is True the rows are stored until the next batch, so
-        that a recomputed forward gets the same numbers. Returns (rows, ...).
+        With context.passes = p they are p copies of its samples, one after the other, and each copy
+        gets random rows of its own. draw: draw(n) returns n new random rows (n, ...). If
+        context.hold is True the rows are stored until the next batch, so that a recomputed forward
+        gets the same numbers. Returns (rows, ...).
         Raises: ShapeError if `rows` is no multiple of `passes`, or differs from the stored draw's.
         """
         context, held = self.context, self.held

@@ -33,16 +33,12 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
-        """Set the number of experts, and set all counts of their load to 0.
-
-        experts: E. In training each forward adds to `received` (2, E) the number of tokens of each
-        expert and the sum of their weights, and to `served` the number of tokens with an expert.
-        Raises: ConfigError for less than one expert.
-        """
         super().__init__()
         check_counts(experts)
         self.experts = experts
+        # in training: the tokens of each expert, and the sum of their weights
         self.received = torch.zeros(2, experts, dtype=torch.float64)
+        # tokens with an expert
         self.served = 0
 
     @property
@@ -63,8 +59,8 @@ class Router(ReadsContext, abc.ABC):
     def remember(self, routing: Routing) -> Routing:
         """Store a routing as the newest one and add it to the experts' load; return it.
 
-        routing: of all tokens of a forward. In evaluation it is not stored, and is added to the
-        load only if context.counting is True. In training the load counts forwards with gradients.
+        In evaluation it is not stored, and is added to the load only if context.counting is True.
+        In training the load counts forwards with gradients.
         """
         if self.training:
             self.context.routings[self] = routing
@@ -83,10 +79,7 @@ class Router(ReadsContext, abc.ABC):
         self.served = 0
 
     def _valid_rows(self, x: Tensor) -> Tensor | None:
-        """Return the padding mask of the batch for the tokens of x, (N,) bool; None = no padding.
-
-        x: (..., d), N tokens in all.
-        """
+        """Return the batch's padding mask for the N tokens of x, (N,) bool; None = no padding."""
         mask = self.context.valid
         if mask is None:
             return None

@@ -56,9 +56,8 @@ class LooksAhead(Protocol):
 def non_causal(config: object) -> bool:
     """Return True if, with this router, later tokens of a sequence decide where earlier ones go.
 
-    config: a router's settings. The answer is a tag of the method's entry in the catalogue, or of
-    the entry of a gate inside the settings; settings that are not in the catalogue may have an
-    attribute `non_causal`.
+    The answer is a tag of the method's entry in the catalogue, or of the entry of a gate inside the
+    settings; settings that are not in the catalogue may have an attribute `non_causal`.
     """
     if isinstance(config, LooksAhead) and config.non_causal:
         return True
@@ -75,7 +74,7 @@ def with_experts(config: Any, experts: int) -> Any:
     """Return a router's settings with another number of experts.
 
     config: a router's dataclass with a field `experts`, or with a field `gate`, another router's
-    settings, which has one; experts: the new number.
+    settings, which has one.
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """
     names = {f.name for f in fields(config)}

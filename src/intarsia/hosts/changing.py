@@ -25,7 +25,7 @@ def apply_change(
 ) -> nn.Module:
     """Plan a change, apply it to a model and return the model; after an error it is as before.
 
-    batches: calibration data, for changes that read it; seed: of their draws; name: of an adapter.
+    batches: calibration data, for changes that read it.
     Raises: ConfigError for settings of another type than is declared; what the change's `plan` and
     `apply` raise.
     """

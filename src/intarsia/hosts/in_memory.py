@@ -19,7 +19,7 @@ def hold(model: nn.Module, source: str) -> None:
     """Copy weights that are mapped from a file into memory, one after the other, and check them.
 
     A mapped weight changes with its file, and a file that becomes shorter ends the process. model:
-    its parameters and buffers stay the same objects; source: its name, for the error.
+    its parameters and buffers stay the same objects.
     Raises: CheckpointError for a weight with NaN or infinity.
     """
     ranges = _mapped()
@@ -68,6 +68,5 @@ def _mapped() -> list[tuple[int, int]] | None:
 
 
 def _lies_in(address: int, ranges: list[tuple[int, int]]) -> bool:
-    """Return whether an address is in one of some parts of memory, which are in order."""
     place = bisect.bisect(ranges, (address, math.inf)) - 1
     return place >= 0 and address < ranges[place][1]

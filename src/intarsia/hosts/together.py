@@ -37,26 +37,19 @@ class OnOneTrunk:
     """
 
     def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
-        """Replace the forwards of modules that differ, until `close` is called.
-
-        models: of one architecture; places: modules that compute each model's rows apart, a list of
-        one module of each model for every such place.
-        """
+        """Replace the forwards of modules that differ, until `close` is called."""
         self.models = models
         self.sizes: list[int] = []
         self.alone: Alone = lambda _: nullcontext()
         self.open = ExitStack()
         for modules in places:
+            # one module of each model, for a place where each computes its own rows
             first, *_ = modules
             forward = partial(self._compute_each, modules, first.forward, draws=_draws(first))
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward.
-
-        rows: input of each model; alone: function from the number of a model to a context in which
-        it has its own random draws.
-        """
+        """Compute each model's logits in one forward; alone: model -> context of its draws."""
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
         # modules split the joint batch by these sizes while the forward runs
@@ -90,7 +83,6 @@ class OnOneTrunk:
         return torch.cat(outputs)
 
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
-        """Split an argument of a module into the rows of each model."""
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
         # a module may see several rows for each image, such as windows or tokens
@@ -107,9 +99,9 @@ class OnOneTrunk:
 def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTrunk | None:
     """Join models into one forward, after a trial on some rows; None where it gains nothing.
 
-    models: adapted, of one architecture; rows: an input of each. It gains nothing for one model
-    alone, hosts other than timm's VisionTransformer and EfficientNet, routers that learn, hooks on
-    trained modules, or if less than half of the frozen weights can be shared.
+    It gains nothing for one model alone, hosts other than timm's VisionTransformer and
+    EfficientNet, routers that learn, hooks on trained modules, or if less than half of the frozen
+    weights can be shared.
     """
     hosts = [base_of(model) for model in models]
     if len(models) < 2 or not all(isinstance(host, SPLITTABLE) for host in hosts):
@@ -175,7 +167,6 @@ def _is_open(module: nn.Module) -> bool:
 
 
 def _equal_weights(modules: Sequence[nn.Module]) -> bool:
-    """Return True if parameters and buffers are equal in all modules."""
     first, *rest = ([*module.parameters(), *module.buffers()] for module in modules)
     return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in rest)
 

@@ -105,8 +105,6 @@ def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a gate that records its probability of every expert."""
-
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
         p = probabilities_of(gate, output).detach().cpu()  # (T, E)
         recorder.routes[path] = torch.arange(p.shape[1]).expand(p.shape), p
@@ -115,8 +113,6 @@ def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a router of this library that records its routing."""
-
     def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
         recorder.routes[path] = in_columns(spread(routing, args[0]))
 
@@ -205,10 +201,7 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 def _rows(
     inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...).
-
-    routes: path -> (experts, weights) of each token.
-    """
+    """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...)."""
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
     # one trace has one row of experts per token: an encoder and a decoder cannot share it
@@ -236,12 +229,10 @@ def _rows(
 
 
 def _pad_columns(t: Tensor, k: int, value: float) -> Tensor:
-    """Pad the last axis of a tensor to k entries with a value."""
     return nn.functional.pad(t, (0, k - t.shape[-1]), value=value)
 
 
 def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Pad the experts and weights of one batch to k columns, as the widest batch has."""
     return part | {
         "expert": _pad_columns(part["expert"], k, NONE),
         "weight": _pad_columns(part["weight"], k, 0.0),

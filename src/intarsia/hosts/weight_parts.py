@@ -18,10 +18,7 @@ class WeightParts:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[tuple[nn.Parameter, int | None]]) -> None:
-        """Copy the rows that are trained to parameters of their own.
-
-        parts: (parameter of the model, row) each, row None = the whole parameter.
-        """
+        """Copy the rows that are trained, None = a whole parameter, to parameters of their own."""
         self.model, self.chosen = model, list(parts)
         self.first = [self._row(p, row).detach().clone() for p, row in self.chosen]
         # in float32: a small step would be rounded away in half precision
@@ -81,7 +78,6 @@ class WeightParts:
 
     @torch.no_grad()
     def _write(self, values: Sequence[Tensor]) -> None:
-        """Copy a value into each chosen weight or row of the model."""
         for value, (p, row) in zip(values, self.chosen, strict=True):
             self._row(p, row).copy_(value)
 

@@ -54,7 +54,6 @@ class Adamix(OverMethod):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings before anything is built.  Raises: ConfigError."""
         check(self)
         # the router says what else can be wrong
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())

@@ -26,7 +26,7 @@ class _PartTuning(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Freeze all but the method's part of the model, in place.
 
-        host: the model, which is returned; plan, name: unused, since nothing is drawn or added.
+        plan, name: unused, since nothing is drawn or added.
         """
         settings: Any = self  # a dataclass in every subclass
         # The settings of the dataclass are the keywords of `train_part`.
@@ -148,7 +148,6 @@ class VptDeep(_PromptTuning):
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    """Make a baseline's `Card`: its entry in the catalogue of methods."""
     family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(
         key,

@@ -87,7 +87,6 @@ class LtSft(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "maskable", tuple(self.maskable))
 
@@ -275,8 +274,7 @@ def dense_entries(change: Tensor) -> tuple[Tensor, Tensor]:
 def ticket_of(model: PeftModel) -> str:
     """Return the name of a model's active adapter, which must be one of LT-SFT.
 
-    model: PEFT's, with adapters. Raises: ConfigError if several adapters are active, or another
-    method's.
+    Raises: ConfigError if several adapters are active, or another method's.
     """
     names = list(model.active_adapters)
     method = model.peft_config[names[0]].method if len(names) == 1 else None  # pyright: ignore

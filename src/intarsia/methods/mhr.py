@@ -22,9 +22,8 @@ def to_lora(
 ) -> PeftModel:
     """Add the LoRA that evaluation uses for one task as an adapter of its own, and activate it.
 
-    It merges, folds and saves as any LoRA; a trained head goes along. model: one with a Poly
-    adapter; task: the task's number; name: the new adapter's, None = "task" and the number; poly:
-    name of the Poly adapter, None = the only one.
+    It merges, folds and saves as any LoRA; a trained head goes along. name: the new adapter's, None
+    = "task" and the number; poly: name of the Poly adapter, None = the only one.
     Raises: ConfigError for no such task or adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -37,8 +36,7 @@ def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) ->
     A = mean_s A[s], B = mean_s B[s], head by head, over the skills s: not the mean of the products
     B[s] A[s]. A new task starts from it and trains it as one LoRA; the routing logits Z have no
     part in it.
-    model: adapted with Poly or MHR; name: the new adapter's; poly: name of the Poly adapter, None =
-      the only one.
+    model: adapted with Poly or MHR; poly: name of the Poly adapter, None = the only one.
     Raises: ConfigError for no such adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -108,9 +106,8 @@ def poly_adamw(
 ) -> torch.optim.AdamW:
     """Make an AdamW with a rate of its own for the routing logits Z.
 
-    `fit` takes it as optimizer=poly_adamw, or functools.partial(poly_adamw, lr_z=0.05). model:
-      adapted with Poly or MHR; lr, weight_decay: of all weights but Z; lr_z: rate of Z, which is
-      not decayed.
+    `fit` takes it as optimizer=poly_adamw, or functools.partial(poly_adamw, lr_z=0.05). lr,
+    weight_decay: of all weights but Z; lr_z: rate of Z, which is not decayed.
     """
     groups = param_groups(model, lr, lr_z, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}
@@ -139,10 +136,7 @@ def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
 def _add_lora(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
-    """Add a LoRA next to each module of a Poly adapter, its skills mixed by fixed shares.
-
-    shares: the weights (Q, S) of Q heads and S skills for the Poly module of a layer.
-    """
+    """Add a LoRA next to each module of a Poly adapter, its skills mixed by fixed shares (Q, S)."""
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]

@@ -101,7 +101,6 @@ class MoA(Change):
     needs: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     def __post_init__(self) -> None:
-        """Check the settings and sort the lengths."""
         check(self)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths):
             fix = "Try lengths=(512, 1024)."
@@ -364,10 +363,7 @@ def pareto(
 def _programme_rules(
     options: SpanOptions, shape: tuple[int, int], density: float
 ) -> list[LinearRule]:
-    """Build the constraints of the integer programme that chooses a span for each head.
-
-    shape: (layers, heads).
-    """
+    """Build the constraints of the integer programme that chooses a span for each head."""
     from scipy import sparse
 
     layers, heads = shape
@@ -394,10 +390,7 @@ def _programme_rules(
 
 
 def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
-    """Replace the last tokens of each row by the model's own continuation.
-
-    model: the language model; ids: (rows, tokens); answer: the number of tokens to replace.
-    """
+    """Replace the last `answer` tokens of each row by the model's own continuation."""
     prompts = ids[:, :-answer]
     # Eight prompts at a time bound the memory of keys and values.
     answers = [generate(model, prompts_part, answer).tokens for prompts_part in prompts.split(8)]
@@ -405,10 +398,8 @@ def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
 
 
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
-    """Compute the mean loss of the rows' last third with spans attached to the model.
-
-    ids: (rows, tokens).
-    """
+    """Compute the mean loss of the rows' last third with spans attached to the model."""
+    # ids: (rows, tokens)
     attach_spans(model, spans, length=length)
     try:
         return loss_of_end(model, ids[:, :length])

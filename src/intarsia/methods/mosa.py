@@ -165,11 +165,7 @@ class MosaCell(RoutedCell):
     """The cell of `Mosa`: the merged adapter in evaluation, k random parts in training."""
 
     def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
-        """Split the projections of an adapter into N disjoint parts, with a random router for each.
-
-        config: the settings; body: an adapter with Linear modules `down` and `up`; generator: the
-          source of the parts and of the draws.
-        """
+        """Split the projections of an adapter into N disjoint parts, each with a random router."""
         layers: dict[str, nn.Module] = {}
         routers: dict[str, RandomRouter] = {}
         for side in ("down", "up"):

@@ -67,7 +67,6 @@ class Poly(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
 

@@ -236,12 +236,8 @@ class Qmoe(Change):
         return compensate_stack(weights, statistics, code, damp=self.damp)
 
     def _nearest(self, weights: Tensor, levels: Tensor) -> Tensor:
-        """Round each weight to the nearest level of its row.
-
-        weights: (E, out, in); levels: (E out, 2), the lowest and highest of each row.  -> (E, out,
-          in).
-        """
-        # (E, out, 1, 2): a row's two levels, for all its weights.
+        """Round each weight (E, out, in) to the nearest of its row's two levels."""
+        # (E out, 2) -> (E, out, 1, 2): a row's lowest and highest level, for all its weights.
         expert_levels = levels.view(*weights.shape[:2], 1, 2)
         return _nearest_level(weights, expert_levels[..., 0], expert_levels[..., 1])
 
@@ -282,8 +278,8 @@ def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Te
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     """Return the blocks of a model, each with only the matrices that are stacked experts.
 
-    host: the model; layers: globs of stacks' paths, none = all. Raises: TargetError if there are no
-      stacks, and as `stops_of`.
+    layers: globs of stacks' paths, none = all. Raises: TargetError if there are no stacks, and as
+      `stops_of`.
     """
     stops: list[Stop] = []
     # Matrices of stacks have an index, the expert; others stay as they are.
@@ -306,10 +302,7 @@ def _nearest_level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _mean_output_error(
     weights: Tensor, new: Tensor, statistics: Sequence[Statistics | None]
 ) -> float | None:
-    """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to.
-
-    weights, new: (E, out, in), W and W'.
-    """
+    """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to."""
     errors = [
         output_error(w, n, s)
         for w, n, s in zip(weights, new, statistics, strict=True)

@@ -175,7 +175,7 @@ def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
 def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> Units:
     """Draw which round(density n) of a hidden layer's n units stay; return their sorted numbers.
 
-    layers: hidden layers by path; density: share of the units that stay; seed: of the draw.
+    density: share of the units that stay.
     Raises: ConfigError if a layer gets none.
     """
     generator, units_by_layer = torch.Generator().manual_seed(seed), Units()
@@ -193,8 +193,8 @@ def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> 
 def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
     """Make all units but the chosen ones count as 0, while the context is open.
 
-    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
-      that stay. The outputs are the model's without the other units.
+    units_by_layer: path of the layer that reads the units -> numbers of the units that stay. The
+      outputs are the model's without the other units.
     """
     handles: list[Any] = []
     try:
@@ -219,8 +219,7 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 def cut(host: nn.Module, units_by_layer: Units) -> None:
     """Remove all hidden units but the chosen ones from a model's weights, in place.
 
-    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
-      that stay.
+    units_by_layer: path of the layer that reads the units -> numbers of the units that stay.
     """
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
@@ -263,7 +262,6 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def _masked_loss(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of the untrained model with only the chosen units."""
     with units_masked(host, units_by_layer):
         return _mean_loss(host, batches)
 

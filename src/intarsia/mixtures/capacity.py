@@ -93,11 +93,8 @@ class Capacity:
 
 
 def _place(routing: Routing, first: Tensor) -> Tensor:
-    """Return how many pairs an expert admits before each of its pairs.  -> (N,) int64.
-
-    routing: N pairs (token, expert); first: (N,) int64, the numbers of all pairs, in the order in
-      which their experts admit them.
-    """
+    """Return how many pairs an expert admits before each of the N pairs, (N,) int64."""
+    # first: (N,) int64, the numbers of all pairs, in the order in which experts admit them
     pairs = by_expert(routing.expert[first], routing.experts)
     order = first[pairs.order]  # by expert, then as they came
     # a pair's place in the sorted list, less the place where its expert begins

@@ -83,7 +83,6 @@ class DeepSpeedMoE:
         return self._router(self.experts[0])
 
     def _router(self, experts: int) -> TopK:
-        """Return the router's settings for a layer of so many experts."""
         return TopK(experts, 1, "prob", balance=self.balance)
 
     @property

@@ -53,7 +53,7 @@ class Dialect:
     def after(self, module: Any, y: Tensor) -> Tensor:
         """Apply the modules that follow the MLP's last linear map, such as a dropout.
 
-        module: the MLP, which has them; y: (..., d), the output of that map.  -> (..., d).
+        y: (..., d), the output of that map.  -> (..., d).
         """
         for name in self.behind:
             part = getattr(module, name, None)

@@ -93,10 +93,7 @@ class Experts(nn.Module, abc.ABC):
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Replace a parameter or buffer of a module by one that may have another number of rows.
-
-    module: has it; name: its attribute; rows: the new value, detached from its graph.
-    """
+    """Replace a parameter or buffer of a module by one that may have another number of rows."""
     old = getattr(module, name)
     rows = rows.detach()
     new = nn.Parameter(rows, old.requires_grad) if isinstance(old, nn.Parameter) else rows
@@ -128,13 +125,6 @@ class StackedExperts(Experts):
         bias: bool = False,
         generator: torch.Generator,
     ) -> None:
-        """Draw the matrices of E MLPs: `up` and `gate` (E, h, d), and `down` (E, out, h).
-
-        experts: E; width: d; hidden: h; outputs: out, None = d; act: an activation's name or an
-          elementwise module; gated: with the matrix `gate`; its activated output multiplies the
-          output of `up`; bias: add biases, which start at 0; generator: the source of first
-          weights.
-        """
         super().__init__()
         outputs = width if outputs is None else outputs
         sizes = {"experts": experts, "width": width, "hidden": hidden, "outputs": outputs}
@@ -185,11 +175,7 @@ class StackedExperts(Experts):
         return self.gate, self.gate_bias
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
-        """Compute the hidden units, act(up x), or act(gate x) * (up x) for gated experts.
-
-        rows: x, (..., d); linear: a function (x, W, b) that multiplies each row by its expert's
-          matrix of W (E, out, in), and adds its bias.  -> (..., h).
-        """
+        """Compute the hidden units, act(up x), or act(gate x) * (up x) for gated experts."""
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
             return self.act(up)
@@ -276,10 +262,6 @@ class ExpertList(Experts):
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        """Register modules (N, d) -> (N, out) as experts, number 0 first.
-
-        Raises: ConfigError for none.
-        """
         super().__init__()
         if not len(modules):
             raise ConfigError("experts", got="none", want="at least one module", fix="Give a list.")

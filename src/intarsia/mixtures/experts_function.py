@@ -34,7 +34,6 @@ class StockExperts:
 def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
     """Return a model's layers of experts that transformers calls through its interface, by path.
 
-    model: one of transformers.
     Raises: TargetError for experts that are not fused into one tensor for each matrix.
     """
     stock: dict[str, StockExperts] = {}
@@ -45,11 +44,8 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 
 def _read(path: str, module: Any) -> StockExperts:
-    """Read the sizes of a transformers module of experts.
-
-    module: the experts, with the matrices down_proj of E experts, (E, d, h) or, transposed, (E, h,
-    d).
-    """
+    """Read the sizes of a transformers module of experts."""
+    # down_proj of E experts: (E, d, h) or, transposed, (E, h, d)
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"

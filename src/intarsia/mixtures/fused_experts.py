@@ -27,12 +27,7 @@ class FusedExperts(Experts):
     """
 
     def __init__(self, stock: StockExperts) -> None:
-        """Register the parameters of a transformers module of experts in this one, without a copy.
-
-        stock: that module and its sizes. A copy of it without weights, `shell`, is kept, since its
-          forward computes the experts.
-        Raises: TargetError for weights that have no row for each expert.
-        """
+        """Register the parameters of a transformers module of experts, without a copy."""
         super().__init__()
         named = dict(stock.module.named_parameters())
         # every parameter must have a row for each expert, or merging and sharding would break it
@@ -58,10 +53,7 @@ class FusedExperts(Experts):
         return mixed_by(self._function(), x, routing)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert, with weight 1.
-
-        rows: (N, d); expert: (N,) int64.  -> (N, d).
-        """
+        """Compute each row (N, d) by its expert (N,) int64, with weight 1.  -> (N, d)."""
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
@@ -72,10 +64,8 @@ class FusedExperts(Experts):
         return torch.stack([self.forward(x, expert) for expert in chosen_expert], 1)
 
     def _function(self) -> Any:
-        """Return the model's own experts function, which multiplies by the weights of this module.
-
-        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d), with k experts for each row.
-        """
+        """Return the model's own experts function, bound to the weights of this module."""
+        # f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d), with k experts for each row.
         # A fresh copy each time: the weights may have been replaced, or may be traced tensors.
         module: Any = copy.copy(vars(self)["shell"])
         vars(module).update({name: getattr(self, name) for name in self.names})

@@ -66,6 +66,7 @@ class MlpExperts(Cell):
     Its parameters: router, experts.NAME.EXPERT for each linear map of the MLP.
 
     Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width.
+    Raises: ConfigError for adapters that cannot be experts.
     """
 
     whole: ClassVar[bool] = True
@@ -79,12 +80,7 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
-        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map.
-
-        site: the MLP, with the widths of its linear maps.
-        Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width,
-        or adapters that cannot be experts.
-        """
+        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map."""
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:
             want = "an adapter beside a linear layer"
@@ -124,14 +120,13 @@ class MlpExperts(Cell):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute an MLP together with the experts, which are adapters of its linear maps.
 
-        module: the frozen MLP; rows: (N, d), its input; routing: the experts of each row, and their
-          weights.  -> (N, d).
+        rows: (N, d), its input.  -> (N, d).
         """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
         """Compute an MLP together with the experts, which the router chooses by the MLP's input.
 
-        module: the frozen MLP; x: (..., d), its input.  -> (..., d).
+        x: (..., d), its input.  -> (..., d).
         """
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -174,8 +169,8 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute an MLP with each linear map P changed to P x_t + sum_e G_te cell_e(x_t).
 
-        module: the frozen MLP; rows: x, (N, d); routing: G_te, the weight of expert e for row t;
-          cell_e is the expert's adapter of that map.  -> (N, d).
+        rows: x, (N, d); routing: G_te, the weight of expert e for row t; cell_e is the expert's
+          adapter of that map.  -> (N, d).
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -199,8 +194,7 @@ class OutputExperts(MlpExperts):
         """Compute the frozen MLP with the LoRA of one expert added to each of its linear maps.
 
         It is the slow reference for `mixed`, which computes the frozen products once for all
-        experts. module: the frozen MLP; expert: number of the expert, from 0; x: (N, d).  -> (N,
-        d).
+        experts. expert: number of the expert, from 0; x: (N, d).  -> (N, d).
         """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
@@ -262,7 +256,7 @@ def attention_cell(
     """Build a plain LoRA for a linear layer of the attention; return None for an MLP.
 
     attention: the LoRA's settings, None = the method adapts no attention; site: the host module, a
-      linear layer or an MLP, with its widths; generator: the source of first weights.
+      linear layer or an MLP, with its widths.
     Raises: TargetError for a linear layer where `attention` is None.
     """
     # A site with linear layers inside is an MLP.

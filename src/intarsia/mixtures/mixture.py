@@ -74,16 +74,6 @@ class Mixture(_InPlaceOfMlp):
         capacity: Capacity | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put experts and router together.
-
-        experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them, or its
-          settings or name, by which it is built for as many experts as there are; width: d, None =
-          the inputs of the experts' first linear layer; shared: a
-          module with an output that is added for every token, None = none; capacity: limits the
-          tokens of an expert, None = no limit; generator: the source of a capacity's random order.
-        Raises: ConfigError for a router of another number of experts, or one that has to read the
-          experts' weights and cannot; for a random capacity without a generator.
-        """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
         chooser: Any = router
@@ -109,7 +99,6 @@ class Mixture(_InPlaceOfMlp):
     def _build_router(
         self, router: RouterConfig | str, width: int | None, generator: torch.Generator | None
     ) -> Any:
-        """Build a router of the experts from its settings or its name."""
         settings: Any = by_name(router, "router") if isinstance(router, str) else router
         if not isinstance(settings, RouterConfig) or isinstance(settings, type):
             fix = 'Pass "topk", or settings such as intarsia.TopK(active=2).'
@@ -227,12 +216,6 @@ class ResidualMixture(_InPlaceOfMlp):
         mix: str = "learned",
         generator: torch.Generator,
     ) -> None:
-        """Put a mixture next to an MLP; their outputs are added, with learned weights or plainly.
-
-        mixture, mlp: both (..., d) -> (..., out); width: d; mix: "learned", each token's two
-          weights are the softmax of a linear map of it; "sum", both are 1; generator: the source of
-          the linear map's weights.
-        """
         super().__init__()
         one_of("mix", mix, MIXES)
         self.mixture, self.mlp = mixture, mlp

@@ -24,10 +24,6 @@ class NoisyCell(Cell):
     """
 
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
-        """Prepare to put noise on an adapter.
-
-        Raises: ConfigError for an adapter that computes the whole output of its layer.
-        """
         super().__init__()
         if body.whole:
             got, want = type(body).__name__, "an adapter that adds to its site"
@@ -55,7 +51,6 @@ class ScaledOutput(NoisyCell):
     """(1 + sigma e) * body(x), e ~ N(0, 1) for each sample and output, the same at all tokens."""
 
     def __init__(self, body: Cell, sigma: float, generator: torch.Generator) -> None:
-        """Prepare noise on an adapter's output.  sigma: its size; generator: gives it a seed."""
         super().__init__(body, generator)
         self.sigma = sigma
 
@@ -80,7 +75,6 @@ class DroppedWeights(NoisyCell):
     """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
-        """Prepare an adapter with random weights set to 0 in training."""
         super().__init__(body, generator)
         self.side, self.p = side, p
 
@@ -97,12 +91,9 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
-        """Return a linear map as a function that sets random weights to 0, others for each sample.
+        """Return a linear map as a function that sets random weights to 0, by sample."""
 
-        layer: the linear map. The function takes x (B, ..., in); each weight is 0 with probability
-          p, and divided by 1 - p otherwise.
-        """
-
+        # x: (B, ..., in); a weight is 0 with probability p, and divided by 1 - p otherwise
         def forward(x: Tensor) -> Tensor:
             """Apply the layer to x (B, ..., in), with a mask of its weight for each sample."""
             rows, shape = x.reshape(len(x), -1, x.shape[-1]), layer.weight.shape

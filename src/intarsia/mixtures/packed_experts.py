@@ -28,7 +28,6 @@ class PackedStack(nn.Module):
     def __init__(
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
-        """Register the stored tensors of a stack of matrices as buffers."""
         super().__init__()
         self.form, self.sizes = form, shape
         for name in PARTS:
@@ -37,7 +36,7 @@ class PackedStack(nn.Module):
     def of(self, expert: int, first: int = 0, count: int | None = None) -> dict[str, Tensor]:
         """Return the stored tensors of one expert's matrix, or of some of its rows, as views.
 
-        expert: its number; first, count: the first row and the number of rows, None = all of them.
+        first, count: the first row and the number of rows, None = all of them.
         """
         rows = self.sizes[1]
         start = expert * rows + first
@@ -140,29 +139,20 @@ class PackedExperts(Experts):
         self.keep(torch.empty(0))
 
     def _experts_with_rows(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield each expert that has rows: its number and these rows.
-
-        rows: (N, width), sorted by expert; expert: (N,), the expert of each row, ascending.
-        """
-        # rows are sorted by expert, so each expert has one run of them
+        """Yield each expert that has rows: its number and these rows."""
+        # rows: (N, width); expert: (N,), ascending, so that each expert has one run of rows
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         yield from ((e, x) for e, x in enumerate(rows.split(loads)) if len(x))
 
     def _hidden(self, x: Tensor, expert: int) -> Tensor:
-        """Compute an expert's hidden units: act(gate x) * up x, or act(up x) without a gate.
-
-        x: (n, width), rows of that expert. Returns (n, hidden).
-        """
+        """Compute an expert's hidden units (n, h): act(gate x) * up x, or act(up x)."""
         up = self._linear(x, "up", expert)
         if not self.gated:
             return self.shell.act(up)
         return self.shell.act(self._linear(x, "gate", expert)) * up
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
-        """Multiply rows with one of an expert's matrices, and add its bias.
-
-        x: (n, in); name: "up", "gate" or "down"; expert: its number. Returns (n, out).
-        """
+        """Multiply rows (n, in) with one of an expert's matrices, and add its bias."""
         y = _product(self, x, name, expert)
         # an expert without a bias has None under this name
         bias = getattr(self.shell, f"{name}_bias")
@@ -200,10 +190,7 @@ class PackedStock(nn.Module):
         return out
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
-        """Multiply rows with one of an expert's matrices, and add its bias.
-
-        x: (n, in). Returns (n, out).
-        """
+        """Multiply rows (n, in) with one of an expert's matrices, and add its bias."""
         y = _product(self, x, name, expert)
         return y + getattr(self.shell, f"{name}_bias")[expert] if self.shell.has_bias else y
 
@@ -266,7 +253,7 @@ def packed_stacks(model: nn.Module) -> list[PackedStack]:
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
     """Return placeholders with the shapes and types of a file's tensors, which take no memory.
 
-    shape: (E, out, in) of the stack; codes: number of stored codes.
+    shape: (E, out, in) of the stack.
     """
     rows = shape[0] * shape[1]
     sizes = {

@@ -33,11 +33,7 @@ class SlicedMlp(nn.Module):
         *,
         bias: bool = False,
     ) -> None:
-        """Copy the rows of up and gate, and the columns of down, that belong to some hidden units.
-
-        up, gate: (h, d); gate: None = the MLP has none; down: (d, h); act: the activation; units:
-          (n,) int64, the units to copy; bias: keep the bias of down.
-        """
+        """Copy the rows of up and gate, and the columns of down, of some hidden units."""
         super().__init__()
         self.up, self.act = _rows(up, units), act
         self.gate = None if gate is None else _rows(gate, units)
@@ -49,10 +45,7 @@ class SlicedMlp(nn.Module):
 
 
 def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
-    """Return a copy of a linear layer that has some of its outputs only.
-
-    layer: (in, out); units: (n,) int64, the numbers of these outputs.
-    """
+    """Return a copy of a linear layer that has some of its outputs only."""
     sliced = _empty(layer.in_features, len(units), bias=layer.bias is not None)
     sliced.weight = nn.Parameter(layer.weight.detach()[units].clone())
     # an output's bias goes with its row
@@ -62,10 +55,7 @@ def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
 
 
 def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
-    """Return a copy of a linear layer that reads some of its inputs only.
-
-    layer: (in, out); units: (n,) int64, the numbers of these inputs; bias: keep the layer's bias.
-    """
+    """Return a copy of a linear layer that reads some of its inputs only."""
     has_bias = bias and layer.bias is not None
     sliced = _empty(len(units), layer.out_features, bias=has_bias)
     sliced.weight = nn.Parameter(layer.weight.detach()[:, units].clone())
@@ -75,7 +65,6 @@ def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """Return a linear map of some size; the caller has to set its weight."""
     layer: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     layer.in_features, layer.out_features = inputs, outputs
     return layer

@@ -201,12 +201,6 @@ class Residual(PassesState):
     """
 
     def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
-        """Wrap a block in a residual update with momentum.
-
-        block: f, (..., d) -> (..., d), without its residual; update: the rule by which f(x) and the
-          momentum change x; added: the host adds x itself, so that the forward returns the change
-          alone. Raises: ConfigError for added=True with a rule that needs x itself.
-        """
         super().__init__()
         if added and update.reads_stream:
             got, want = f"True with {update}", "an update of f(x) alone"

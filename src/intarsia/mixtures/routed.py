@@ -48,12 +48,7 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
-        """Replace the down and up projections of an adapter by layers with experts.
-
-        body: the adapter of one layer of the model, changed in place; layers: "down" or "up" -> the
-          layer with experts that replaces this projection; routers: "down" or "up" -> the router
-          that draws experts for this layer.
-        """
+        """Replace the down and up projections of an adapter by layers with experts."""
         super().__init__()
         self.body = body
         for side, layer in layers.items():
@@ -61,10 +56,8 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
-        """Return a projection of the adapter; while training, with experts that are drawn for x.
-
-        x: (B, ..., d), the adapter's input.
-        """
+        """Return a projection of the adapter; while training, with experts that are drawn for x."""
+        # x: (B, ..., d), the adapter's input
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
             return layer
@@ -96,10 +89,7 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """Return an adapter as it is, if its `down` and `up` are linear maps; refuse any other.
-
-    body: the adapter.  Raises: ConfigError.
-    """
+    """Return an adapter with linear maps `down` and `up` as it is.  Raises: ConfigError."""
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
         fix = "Use over=Bottleneck(...) or over=Lora(...)."
@@ -110,8 +100,8 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
-    gates: 1 = the expert is active, a row for each group of consecutive inputs; experts: their
-      number; rows: the number of inputs; each group has rows / G of them.
+    gates: 1 = the expert is active, a row for each group of consecutive inputs; rows: the number of
+      inputs; each group has rows / G of them.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"

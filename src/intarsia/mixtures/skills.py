@@ -33,13 +33,7 @@ class SkillsCell(Cell):
         router: Callable[[torch.Generator], TaskRouter],
         generator: torch.Generator,
     ) -> None:
-        """Draw the matrices A of S skills, each a LoRA (A, B); the matrices B begin at 0.
-
-        lora: rank, alpha; heads: Q, the number of slices of the layer's inputs and outputs (each
-          mixes the skills on its own); skills: S; site: the host's linear layer, with its widths;
-          router: makes, from a generator, the router that weighs the skills for a task; generator:
-          the source of A and of the router.
-        """
+        """Draw the matrices A of S skills, each a LoRA (A, B); the matrices B begin at 0."""
         super().__init__()
         # the settings of the LoRA that a task gets
         self.settings, self.site = lora, Site(site.path, site.inputs, site.outputs)

@@ -19,14 +19,10 @@ class SoupLinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear, experts: int, *, active: int = 1) -> None:
-        """Copy the weight and bias of a linear map for each of N experts.
-
-        base: the linear map; experts: N; active: how many experts are drawn at a time (their mean
-          is the output).
-        """
         super().__init__()
         self.experts, self.active = experts, active
         self.in_features, self.out_features = base.in_features, base.out_features
+        # each expert begins as the map itself
         self.weights = nn.Parameter(base.weight.detach().expand(experts, -1, -1).clone())
         self.biases = (
             None

@@ -59,9 +59,8 @@ def greedy(
 ) -> GreedySoup:
     """Build a soup from the best candidate, adding each next one that does not lower the score.
 
-    states: state dicts of the candidates; score: computes the validation score of a state dict, the
-      higher the better; it is called for every candidate, then for every average. names: names of
-      the candidates, for errors.
+    score: computes the validation score of a state dict, the higher the better; it is called for
+      every candidate, then for every average.
     Raises: ConfigError for candidates that cannot be averaged (see `mixed`), or a score that is no
       number.
     """
@@ -98,10 +97,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 
 
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
-    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros.
-
-    first, second: its values in the two candidates, which must also be finite.
-    """
+    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros."""
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
         ("type", first.dtype, second.dtype),
@@ -152,8 +148,8 @@ def distance(states: Sequence[State], centre: State) -> float:
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
     """Compare all pairs of candidates: the Euclidean distance and the cosine of their weights.
 
-    states: state dicts of the candidates. Returns a row {"a", "b", "distance", "cosine"} for each
-      pair of candidates a < b, counted from 0.
+    Returns a row {"a", "b", "distance", "cosine"} for each pair of candidates a < b, counted from
+    0.
     """
     rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):

@@ -26,8 +26,8 @@ class _CountInBackward(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
         """Return the value unchanged; the backward will count the active experts.
 
-        ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), a tensor
-          that gets the counts as its gradient; gates: (G, N), not 0 = the expert is active.
+        value: any tensor on the way to the loss; probe: (N,), a tensor that gets the counts as its
+          gradient; gates: (G, N), not 0 = the expert is active.
         """
         ctx.save_for_backward(gates)
         return value.view_as(value)
@@ -76,15 +76,7 @@ class SplitLinear(nn.Module):
         decay: str = "owned",
         zero_start: bool = False,
     ) -> None:
-        """Deal out a linear map's weight to N experts, and copy its bias for each of them.
-
-        One tensor V is trained for all; an expert trains the entries of V that it owns, and has the
-        start W0 in all others. Both begin as the weight of `base`.
-        base: the linear map; partition: which expert owns each entry of "weight"; active: k, how
-          many experts are drawn at a time; scaling: the factor of V - W0 in training, "inverted" N
-          / k, "paper" 1; decay: what weight decay shrinks, "owned" V, "delta" V - W0, "official" V
-          and each expert's copy of W0; zero_start: W0 is 0 and not stored.
-        """
+        """Deal out a linear map's weight to N experts, and copy its bias for each of them."""
         super().__init__()
         _check(base, partition, active, scaling, decay)
         self.experts, self.active = partition.parts, active
@@ -119,11 +111,9 @@ class SplitLinear(nn.Module):
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
-        """Move or cast the module as torch does, and make a new counter of trained experts.
-
-        The counter `_probe` is neither a parameter nor a buffer, so that torch does not move it.
-        """
+        """Move or cast the module as torch does, and make a new counter of trained experts."""
         super()._apply(fn, recurse)
+        # neither a parameter nor a buffer: torch does not move it
         self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
         return self
 
@@ -241,7 +231,6 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
-    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be."""
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
     fix = "k = 1 is the paper, k = experts is the plain layer."
@@ -263,8 +252,8 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
     """Compute SplitLinear.forward slowly, as a check: each sample, expert by expert.
 
-    layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive
-      samples.  -> (B, ..., out).
+    x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive samples.  -> (B,
+      ..., out).
     """
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start

@@ -78,14 +78,7 @@ class SplitAdamW(Optimizer):
         update: str = "dense",
         variant: str = "torch",
     ) -> None:
-        """Store the settings in the parameter groups, and find the `SplitLinear`s of a model.
-
-        params: parameters or groups; model: has the `SplitLinear`s, with experts that are stepped
-          one by one; lr, betas, eps, weight_decay: as in torch's AdamW; update: "dense" also steps
-          experts that were not drawn, "lazy" does not; variant: weight decay before the step
-          ("torch") or after it ("huggingface").
-        Raises: ConfigError for a setting that cannot be.
-        """
+        """Store the settings in the parameter groups, and find the `SplitLinear`s of a model."""
         one_of("update", update, UPDATES)
         one_of("variant", variant, VARIANTS)
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
@@ -151,15 +144,12 @@ class SplitAdamW(Optimizer):
         return {layer: [next(flat) for _ in range(layer.experts)] for layer in self._layers}
 
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
-        """Return the optimiser's state of a parameter, created at the first call.
-
-        Its entries are "step", the number of steps, in all or of each expert (N,); and the running
-        means of the gradient, "exp_avg", and of its square, "exp_avg_sq".
-        """
+        """Return the optimiser's state of a parameter, created at the first call."""
         state = self.state[parameter]
         if not state:
             layer = self._split.get(cast(nn.Parameter, parameter))
-            # Each expert of a split parameter counts its own steps.
+            # Each expert of a split parameter counts its own steps, (N,); then the running means
+            # of the gradient and of its square.
             state["step"] = 0 if layer is None else torch.zeros(layer.experts, dtype=torch.int64)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
@@ -202,10 +192,7 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """Return the six numbers that an AdamW step needs at step t.
-
-    group: the optimiser's settings lr, betas (b1, b2), eps and weight_decay wd.
-    """
+    """Return the six numbers that an AdamW step needs at step t."""
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
     corrected = math.sqrt(1 - b2**step)
@@ -215,10 +202,7 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
-    """Make one step of AdamW on a parameter with a gradient, in place.
-
-    rates: the six numbers of `_rates`, or a tensor of each.
-    """
+    """Make one step of AdamW, in place; rates: the six numbers of `_rates`, or a tensor of each."""
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
     assert gradient is not None

@@ -76,10 +76,7 @@ class UnionMlp(Mixture):
         bias: nn.Parameter | None,
         shell: nn.Module,
     ) -> None:
-        """Make a mixture with experts that are slices of the hidden units of a dense MLP.
-
-        bias: the bias of the MLP's last layer, added once for every token.
-        """
+        """Make a mixture of slices of a dense MLP; bias: of its last layer, added once a token."""
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
 
@@ -113,11 +110,6 @@ class UnionAttention(nn.Module):
     def __init__(
         self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
-        """Store what any attention with heads divided into experts needs.
-
-        router: chooses experts, which are groups of heads, for each token; shell: the host's
-        attention without its weights, which gets them back when the dense attention is restored.
-        """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
         self.experts, self.each = router.experts, heads // router.experts
@@ -181,12 +173,6 @@ class SelectiveAttention(UnionAttention):
         behind: nn.Module,
         shell: nn.Module,
     ) -> None:
-        """Cut the host's attention of H heads into E experts of H / E heads.
-
-        router: chooses experts for each token; qkv, proj: the host's layers; heads: H; norms: for
-          queries and keys; drop: dropout of the attention's shares; behind: the module after
-          `proj`; shell: the host's attention without its weights.
-        """
         out = CutLinear(proj)
         super().__init__(router, out, heads, qkv.out_features // (3 * heads), shell)
         self.qkv, self.proj = CutLinear(qkv), out
@@ -277,11 +263,6 @@ class SelectiveQueries(UnionAttention):
         layer: int,
         shell: nn.Module,
     ) -> None:
-        """Cut the queries and the output layer of a decoder's attention into experts.
-
-        router: chooses experts, groups of query heads, for each token; shell: the host's attention
-        without its weights.
-        """
         q, k, v, o = layers
         out = CutLinear(o)
         super().__init__(router, out, heads, q.out_features // heads, shell)
@@ -338,30 +319,23 @@ class SelectiveQueries(UnionAttention):
         return x if norm is None else norm(x)
 
     def _keys(self, x: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute keys and values of all tokens, (B, heads of keys, T, w) both.
-
-        x: (B, T, d); positions: (cos, sin) of the rotary positions, (1 or B, T, w) both.
-        """
+        """Compute keys and values of all tokens, (B, heads of keys, T, w) both."""
         shape = (*x.shape[:2], -1, self.width)
         k, v = self.k_proj(x).view(shape), self.v_proj(x).view(shape)
+        # (1 or B, T, w) both
         cos, sin = (t[:, :, None] for t in positions)
         k = rotated(self._normed("k_norm", k), cos, sin)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def _key_heads(self, owner: Tensor) -> Tensor:
-        """Return which key head each query head of an expert uses, by number, (S, g).
-
-        owner: (S,), the experts, one for each of S padded sequences; an expert has g query heads.
-        """
+        """Return which key head each query head of an expert uses, by number, (S, g)."""
+        # owner: (S,), the expert of each padded sequence; an expert has g query heads
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
 
     def _key_mask(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """Return which keys each token may see, (B, T, keys) bool, or a float mask added to scores.
-
-        x: (B, T, d), queries' tokens; k: (B, heads, keys, w); mask: the host's, (B, 1, T, keys),
-        None = causal.
-        """
+        """Return which keys each token may see, (B, T, keys): bool, or a float mask."""
+        # x: (B, T, d), queries' tokens; k: (B, heads, keys, w); mask: the host's, None = causal
         (b, t), keys = x.shape[:2], k.shape[2]
         if mask is None:
             # Token t of T may see the keys of the cache and those up to its own.
@@ -403,10 +377,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pair_positions(positions: Tensor, batch: int, token: Tensor) -> Tensor:
-    """Return the rotary cos or sin of each pair's token, (N, 1, w).
-
-    positions: cos or sin, (1 or B, T, w); batch: B; token: (N,), the token of each pair, 0 to B T.
-    """
+    """Return the rotary cos or sin, (1 or B, T, w), of each pair's token, (N, 1, w)."""
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 

@@ -26,11 +26,7 @@ class WideMlp(nn.Module):
     down_bias: nn.Parameter | None
 
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
-        """Copy the weights of E stacked experts into one MLP of E h hidden units.
-
-        experts: MLPs of h hidden units each; shared: a module with an output that is added for
-          every token, None = none.
-        """
+        """Copy the weights of E stacked experts into one MLP of E h hidden units."""
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
         self.act = copy.deepcopy(experts.act)
@@ -132,10 +128,8 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
 
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
-    """Count active hidden units, pairs (token, expert), and tokens with an expert, (3,) float64.
-
-    mixture: one with stacked experts; x: (..., d), its input.
-    """
+    """Count active hidden units, pairs (token, expert), and tokens with an expert, (3,) float64."""
+    # x: (..., d)
     experts, routing = _stacked(mixture), mixture.routing(x)
     has = routing.weight != 0
     pairs = by_expert(routing.expert[has], experts.experts)

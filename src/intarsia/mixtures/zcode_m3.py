@@ -208,12 +208,9 @@ def _append(mine: Mixture, theirs: Mixture) -> None:
 
 
 def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
-    """Return the salts of a second mixture, changed where one is in use already.
-
-    A hash router sends a token to an expert by a hash with the expert's salt, a number; experts of
-    equal salts would compete for the same tokens. our_salts: (E1,) int64, the first mixture's;
-    salts: (E2,) int64, the second's.  -> (E2,).
-    """
+    """Return the salts of a second mixture, changed where one is in use already."""
+    # a hash router sends a token to an expert by a hash with its salt
+    # our_salts: (E1,) int64, the first mixture's; salts: (E2,) int64
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
         # a hash that both models use would send all its tokens to the first of the two experts
@@ -225,7 +222,6 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError if two mixtures cannot be merged."""
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
     our_side, their_side = (
@@ -256,10 +252,7 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert.
-
-    twice: yield a shared tensor under each of its names.
-    """
+    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert."""
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
         experts = mixture.experts
@@ -277,7 +270,6 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for weights with shapes that differ between two models."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 

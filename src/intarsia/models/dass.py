@@ -103,10 +103,6 @@ class Halving(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, affine: bool) -> None:
-        """Build both convolutions, each of half of the outputs.
-
-        inputs, outputs: channels, outputs even; affine: True = the batch norm has weights.
-        """
         super().__init__()
         halves = (nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False) for _ in range(2))
         self.halves = nn.ModuleList(halves)
@@ -152,10 +148,7 @@ def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
 
 
 def projection(inputs: int, outputs: int, affine: bool) -> nn.Module:
-    """Build a pointwise convolution between ReLU and batch norm.
-
-    inputs, outputs: channels; affine: True = the batch norm has weights.
-    """
+    """Build a pointwise convolution between ReLU and batch norm."""
     layer = nn.Conv2d(inputs, outputs, 1, bias=False)
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(outputs, affine=affine))
 
@@ -187,7 +180,6 @@ class SearchedCell(nn.Module):
     def __init__(
         self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, place: CellPlace
     ) -> None:
-        """Build the projections of the two inputs and all edges."""
         super().__init__()
         mixed = isinstance(plan, int)
         nodes = (
@@ -267,11 +259,7 @@ class Cells(nn.Module):
     """Net of a stem, cells and a classifier.  (B, inputs, H, W) -> (B, classes)."""
 
     def __init__(self, sizes: CellSizes, plan_of: Callable[[bool], Any]) -> None:
-        """Build stem, cells and classifier.
-
-        sizes: numbers of cells, nodes, channels and classes; plan_of: takes True for a reduction
-          cell, and returns what the cell computes: operations of each node, or the number of nodes.
-        """
+        """Build stem, cells and classifier; plan_of: takes True for a reduction cell."""
         super().__init__()
         width, reduced = sizes.channels, False
         self.sizes = sizes
@@ -301,14 +289,12 @@ class Cells(nn.Module):
 
 
 class ChosenNet(Cells):
-    """Net of a genotype, to be trained from scratch."""
+    """Net of a genotype, to be trained from scratch.
+
+    Raises: ConfigError if the genotype has another number of nodes than `sizes`.
+    """
 
     def __init__(self, genotype: Genotype, sizes: CellSizes) -> None:
-        """Build the net, with the operations that the genotype names.
-
-        genotype: the edges of each kind of cell; sizes: of the net. Raises: ConfigError if the
-          genotype has another number of nodes than `sizes`.
-        """
         nodes = {len(genotype.normal), len(genotype.reduce)}
         if nodes != {sizes.nodes}:
             fix = f"Use CellSizes(nodes={len(genotype.normal)})."
@@ -336,12 +322,7 @@ class Supernet(Cells):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        """Build the net of all operations, and draw their weights' logits alpha near 0.
-
-        sizes: of the net; val: (pictures, labels) that alpha learns from; train, xi: training
-          pictures and step size of the unrolled gradient, xi = 0 for the first order; lr: Adam's,
-          on alpha; batch_size: of the batches of `val`; seed: for alpha and the batches.
-        """
+        """Build the net of all operations, and draw their weights' logits alpha near 0."""
         super().__init__(sizes, lambda _: sizes.nodes)
         if xi and train is None:
             fix = "Pass train=(pictures, labels), or leave xi at 0."
@@ -386,10 +367,7 @@ class Supernet(Cells):
         self._adam(gradient)
 
     def _rows(self, rows: Batch | None, step: int) -> Batch | None:
-        """Draw a batch that depends on the seed and the step only.
-
-        rows: (pictures, labels) to draw from, None = no batch; step: number of the training step.
-        """
+        """Draw a batch of (pictures, labels) that depends on the seed and the step only."""
         if rows is None:
             return None
         draw = torch.Generator().manual_seed(mix(self.seed, step))
@@ -431,10 +409,7 @@ class Supernet(Cells):
 
 
 def _check_pair(name: str, pair: Any) -> None:
-    """Raise DataError for a data set that is not two tensors of equal length.
-
-    name: "val" or "train", for the error; pair: (pictures, labels).
-    """
+    """Raise DataError for a data set that is not two tensors of equal length."""
     parts: Any = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
     x, y = (part if isinstance(part, Tensor) else torch.zeros(0) for part in parts)
     if not len(x) == len(y) > 0:

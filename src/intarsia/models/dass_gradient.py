@@ -23,11 +23,10 @@ def architecture_gradient(
 ) -> list[Tensor]:
     """Compute dL_val(w - xi dL_train/dw)/dalpha, with finite differences (DARTS, eq. 8).
 
-    model: the supernet, unchanged afterwards; alphas: its architecture's parameters; train, val:
-      (pictures, labels), one batch each; w: the trained parameters without alphas; xi: step of the
-      weights, 0 = the first order, dL_val/dalpha; eps: step of the differences, relative to the
-      gradient's norm; loss: of a model and a batch, cross-entropy by default.  -> one gradient for
-      each of alphas.
+    model: the supernet, unchanged afterwards; train, val: (pictures, labels), one batch each; w:
+      the trained parameters without alphas; xi: step of the weights, 0 = the first order,
+      dL_val/dalpha; eps: step of the differences, relative to the gradient's norm; loss: of a model
+      and a batch, cross-entropy by default.  -> one gradient for each of alphas.
     """
     loss = loss or _cross_entropy
     alpha_ids = {id(a) for a in alphas}

@@ -66,10 +66,7 @@ def _nodes(count: int) -> list[str]:
 
 
 def _edges(nodes: Cell) -> list[str]:
-    """Draw an arc for each edge, higher for longer ones, with its operation's name.
-
-    nodes: (input, operation) of each edge by node. Returns SVG elements.
-    """
+    """Draw an arc for each edge, higher for longer ones, with its operation's name."""
     shapes = []
     for number, node in enumerate(nodes):
         end, level = _place(number + 2)

@@ -52,10 +52,7 @@ GATES: Mapping[str, Callable[[Array], tuple[Array, Array]]] = MappingProxyType(
 
 
 def log_gates(params: Parameters, gate: str, x: Array) -> Array:
-    """Compute the log gates, log softmax(phi(x beta_1) / tau + beta_0).
-
-    params: the mixture's; gate: the name of phi; x: (n, d).  -> (n, k), k experts.
-    """
+    """Compute the log gates, log softmax(phi(x beta_1) / tau + beta_0).  (n, d) -> (n, k)."""
     return log_softmax(GATES[gate](x @ params.gate.T)[0] / params.tau + params.bias, axis=1)
 
 
@@ -77,11 +74,7 @@ def log_density(params: Parameters, gate: str, x: Array, y: Array) -> Array:
 
 
 def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
-    """Sample y for each row of x.
-
-    params: the mixture's; gate: name of the gating function; x: (n, d); random: the source of
-      draws.  -> (n,).
-    """
+    """Sample y for each row of x.  x: (n, d).  -> (n,)."""
     # an expert by inverse transform sampling, then a Gaussian around its mean
     uniform = random.random((len(x), 1))
     expert = (np.exp(log_gates(params, gate, x)).cumsum(axis=1)[:, :-1] < uniform).sum(axis=1)

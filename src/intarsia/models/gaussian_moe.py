@@ -150,14 +150,11 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return cast(Array, validate_data(self, X, reset=False, dtype=np.float64))
 
     def _check(self) -> None:
-        """Raise ConfigError for an impossible setting."""
         check(self)
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
-        """Draw a start: experts by least squares on slices of x along a random direction.
-
-        x: (n, d) and y: (n,), standardised; random: the source of draws.
-        """
+        """Draw a start: experts by least squares on slices of x along a random direction."""
+        # x: (n, d) and y: (n,), standardised
         k, (n, d) = self.n_experts, x.shape
         # ranks of the projections: k slices of equal size
         place = (x @ random.standard_normal(d)).argsort().argsort()
@@ -177,10 +174,8 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Maximise from a start; return mean log-likelihood, parameters, steps, and success.
-
-        x: (n, d) and y: (n,), standardised; start: parameters in the same units.
-        """
+        """Maximise from a start; return mean log-likelihood, parameters, steps, and success."""
+        # x: (n, d) and y: (n,), standardised; start: parameters in the same units
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
@@ -268,7 +263,6 @@ def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
-    """Raise ShapeError for a start of the search that does not fit."""
     shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
     got = [np.shape(part) for part in start]
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())

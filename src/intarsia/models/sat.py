@@ -95,7 +95,6 @@ class Sat:
     bandwidth: float = 256.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
         for name in ("side", "latency", "interleave", "lanes"):
             at_least(name, getattr(self, name), 1)
         one_of("dataflow", self.dataflow, ("best", *FLOWS))
@@ -109,8 +108,8 @@ class Sat:
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
         """Compute the cycles of a matrix product (rows, K) (K, columns) on the array.
 
-        rows, columns: of the product; slots: how many of the K weights of a column are stored: all,
-          or n of each m; flow: what stays in the array's units, "os" the outputs, "ws" the weights.
+        slots: how many of the K weights of a column are stored: all, or n of each m; flow: what
+          stays in the array's units, "os" the outputs, "ws" the weights.
         """
         # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
@@ -120,10 +119,7 @@ class Sat:
         return -(-slots // side) * -(-columns // side) * (rows + fill + side)
 
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
-        """Compute the cycles of a layer's training step.
-
-        layer: its sizes; training: N:M training by BDWP, None = dense.
-        """
+        """Compute the cycles of a layer's training step; training: N:M by BDWP, None = dense."""
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
         back = pruned if pruned is not None and pruned.directions != "forward" else None
@@ -151,10 +147,8 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """Compute the cycles of one of a layer's three products, and the dataflow that is faster.
-
-        The product is (rows, inner * taps) (inner * taps, columns).
-        """
+        """Compute the cycles of one of a layer's three products, and the faster dataflow."""
+        # the product is (rows, inner * taps) (inner * taps, columns)
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
             pattern = NofM.read(pruned.pattern)
@@ -174,7 +168,6 @@ class Sat:
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
     def _memory_cycles(self, bytes_: float) -> int:
-        """Return the cycles in which the memory transfers these bytes."""
         return math.ceil(bytes_ / self.bandwidth)
 
 
@@ -188,10 +181,9 @@ def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
     """List the sizes of the linear maps and convolutions that a forward calls, in order.
 
-    model: the network; inputs: its arguments for one sample; batch: the number of samples of a
-      step, by which the number of rows is multiplied. Matrix products of attention are not listed.
-      The first layer, the last and grouped convolutions are marked as not to be pruned
-      (prunes=False), as in the paper.
+    batch: the number of samples of a step, by which the number of rows is multiplied. Matrix
+      products of attention are not listed. The first layer, the last and grouped convolutions are
+      marked as not to be pruned (prunes=False), as in the paper.
     """
     shapes: list[LayerShape] = []
 
@@ -263,11 +255,8 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Compact a weight with n of each m entries not 0, and group the activations accordingly.
-
-    x: (R, K), activations; weight: (C, K). Returns the m activations that each slot may need, (R,
-    S, m); the stored weights, (C, S); and which of the m activations belongs to each, (C, S).
-    """
+    """Compact a weight with n of each m entries not 0, and group the activations accordingly."""
+    # x: (R, K), activations; weight: (C, K)
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
@@ -280,17 +269,15 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
     )
     values = weight.view(len(weight), -1, m).gather(-1, order)
     groups = x.view(len(x), -1, 1, m).expand(-1, -1, n, -1)
+    # the m activations that each slot may need, (R, S, m); the stored weights, (C, S); and
+    # which of the m activations belongs to each, (C, S)
     return groups.flatten(1, 2), values.flatten(1), order.flatten(1)
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an array with units that keep the outputs, for one tile of a product.
-
-    Activations enter on the left and weights at the top, each row and column one cycle after the
-    one before, so that they meet in the units. x: (R, S, m), for each of S slots the m activations
-    that a weight may need; values, places: (C, S), the stored weights, and which of the m
-    activations belongs to each. Returns the products (R, C), and the cycles.
-    """
+    """Simulate units that keep the outputs, for one tile: products (R, C), and the cycles."""
+    # activations enter on the left and weights at the top, each row and column one cycle after
+    # the one before, so that they meet in the units; the arguments are as `_compact` returns them
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)
@@ -315,12 +302,8 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate an array with units that keep the weights, for one tile of a product.
-
-    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
-    S), the stored weights, and which of the m activations belongs to each. Returns the products (R,
-    C), and the cycles.
-    """
+    """Simulate units that keep the weights, for one tile: products (R, C), and the cycles."""
+    # the arguments are as `_compact` returns them
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row
     out = 0

@@ -14,10 +14,7 @@ class PendingRead:
     __slots__ = ("_arguments", "_begun", "_ended", "_error", "_job", "_size")
 
     def __init__(self, job: Callable[..., int], arguments: tuple[Any, ...]) -> None:
-        """Prepare a read that has not begun.
-
-        job: function that reads, is called with `arguments`, and returns the number of bytes.
-        """
+        """Prepare a read that has not begun; job: reads, and returns the number of bytes."""
         self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
         # _begun is locked once the read begins, _ended until it ends: cheaper than an Event
@@ -48,10 +45,7 @@ class PendingRead:
             return self._error
 
     def result(self) -> int:
-        """Wait for the end of the read, and return the number of bytes.
-
-        Raises: the error of the read.
-        """
+        """Wait for the end of the read, and return its bytes.  Raises: the error of the read."""
         with self._ended:
             if self._error is not None:
                 raise self._error

@@ -129,8 +129,8 @@ def slots_of(model: nn.Module) -> Slots:
 def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     """Convert a number of slots, a share or a size to a number of experts.
 
-    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: the packed
-    experts. Raises: ConfigError for fewer than two, or for text that is no size.
+    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB". Raises:
+    ConfigError for fewer than two, or for text that is no size.
     """
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
@@ -166,12 +166,9 @@ class Foreseeing:
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the cache which experts the tokens of this forward will probably need.
-
-        args, kwargs: arguments of the model's forward; for embeddings instead of token ids there
-        is no prediction.
-        """
+        """Tell the cache which experts the tokens of this forward will probably need."""
         ids = args[0] if args else kwargs.get("input_ids")
+        # embeddings predict nothing
         if isinstance(ids, Tensor) and not ids.is_floating_point():
             self.foresee(ids.flatten())
         else:
@@ -183,10 +180,7 @@ class Foreseeing:
 
 
 class _View:
-    """Stand-in for a stacked weight of all experts: view[e] is the weight of expert e.
-
-    The expert is read from the disk into memory if it is not there.
-    """
+    """Stand-in for a stacked weight of all experts: view[e] is expert e's, read when it is used."""
 
     def __init__(self, slots: Slots, layer: int, name: str) -> None:
         self.slots, self.layer, self.name = slots, layer, name
@@ -196,11 +190,9 @@ class _View:
 
 
 def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Compute a layer's experts one by one, in ascending order, while a thread reads the next ones.
-
-    args, kwargs: hidden (T, d), index (T, k) of the experts, weights (T, k).
-    """
+    """Compute a layer's experts in ascending order, while a thread reads the next ones."""
     slots, layer = cast("tuple[Slots, int]", getattr(self, SLOTS))
+    # hidden (T, d), index (T, k) of the experts, weights (T, k)
     hidden, index, _ = arguments(args, kwargs)
     if torch.is_grad_enabled() and hidden.requires_grad:
         got, fix = "a forward with gradients", "Run it under torch.no_grad()."

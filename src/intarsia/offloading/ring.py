@@ -46,10 +46,7 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def check_block(path: Path) -> None:
-    """Check that a block's file is there, and has the bytes that were written.
-
-    Raises: CheckpointError.
-    """
+    """Check that a block's file is there, with the bytes written.  Raises: CheckpointError."""
     try:
         check_file(path)
     except OSError as error:
@@ -57,7 +54,6 @@ def check_block(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Build the error for a block's file that cannot be read."""
     want, fix = "the block that was written", "Open the model and call ring_offload again."
     return CheckpointError(f"block {path}", got=error, want=want, fix=fix)
 
@@ -131,11 +127,7 @@ class Ring:
     """
 
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
-        """Allocate memory for K blocks, free the blocks' own, and start the reading thread.
-
-        model_blocks: of equal shapes; folder: with a file for each block; slots: K, number of
-        places; read: copies a block's file into tensors.
-        """
+        """Allocate memory for K blocks, free the blocks' own, and start the reading thread."""
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()
         self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]

@@ -37,11 +37,7 @@ class Slots:
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
-        """Allocate memory for `cache.slots` experts, and start the thread that reads.
-
-        store: files of all experts; cache: decides which experts stay in memory.
-        Raises: ConfigError if there is not enough memory.
-        """
+        """Allocate memory for `cache.slots` experts, and start the thread that reads."""
         self.store, self.cache = store, cache
         try:
             self.arena = torch.empty(cache.slots, stride(store.bytes), dtype=torch.uint8)
@@ -62,10 +58,7 @@ class Slots:
         self.places = [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
-        """Announce the experts that a layer is about to compute, and begin to read them.
-
-        layer: number of the layer; experts: their numbers, in ascending order.
-        """
+        """Announce the experts that a layer is about to compute, and begin to read them."""
         # an earlier layer again: another forward has begun
         if layer <= self.layer:
             self.cache.begin()
@@ -79,7 +72,7 @@ class Slots:
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
         """Return an expert's tensors by name, after it was read into its slot.
 
-        layer, number: of the expert. The tensors are valid until another expert is requested.
+        The tensors are valid until another expert is requested.
         """
         key = layer, number
         if self.in_use != key:
@@ -118,26 +111,19 @@ class Slots:
         return Residency(hits, loads, self.bytes, self.seconds, ahead)
 
     def _release_in_use(self) -> None:
-        """Release the expert in use."""
         if self.in_use is not None:
             self.cache.give(self.in_use)
             self.in_use = None
 
     def _skip_to(self, key: Key) -> None:
-        """Drop the announced experts before a given one, which the model did not compute.
-
-        key: (layer, expert) of the one that is computed next.
-        """
+        """Drop the announced experts before a given one, which the model did not compute."""
         if self.taken and self.taken[0][0] != key:
             self.let_go()
         while not self.taken and self.coming and self.coming.popleft() != key:
             pass
 
     def _pin_expert(self, key: Key) -> None:
-        """Reserve a slot for an expert until it was used, and queue its read if need be.
-
-        key: (layer, expert).
-        """
+        """Reserve a slot for an expert until it was used, and queue its read if need be."""
         entry = self.cache.take(key)
         reading = self.guesses.pop(key, None)
         if reading is not None:
@@ -147,14 +133,11 @@ class Slots:
         self.taken.append((key, reading))
 
     def _read(self, key: Key, slot: int) -> PendingRead:
-        """Queue the read of an expert into a slot."""
         return self.thread.submit(self.store.read, *key, self.places[slot])
 
     def _clear_guesses(self, needed: set[Key]) -> None:
-        """Cancel reads for later layers that are not needed, and release those that ended.
-
-        needed: (layer, expert) of the layer that comes next.
-        """
+        """Cancel reads for later layers that are not needed, and release those that ended."""
+        # needed: (layer, expert) of the layer that comes next
         for key, reading in list(self.guesses.items()):
             over = reading.done()
             if key in needed or not (over or reading.cancel()):
@@ -195,10 +178,7 @@ class Slots:
             self.guess()
 
     def _wait_for(self, key: Key, reading: PendingRead | None) -> None:
-        """Wait until an expert has been read, and count bytes and seconds.
-
-        key: (layer, expert); reading: its read, None if it is in memory already.
-        """
+        """Wait until an expert has been read, None = it is in memory; count bytes and seconds."""
         if reading is None:
             return
         started = time.perf_counter()

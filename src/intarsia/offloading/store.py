@@ -52,10 +52,7 @@ class Checkpoint:
     """Weights of a folder of save_pretrained, read one tensor or slice at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files of a saved model, without reading weights.
-
-        folder: with config.json and *.safetensors. Raises: CheckpointError if they cannot be read.
-        """
+        """Open the files of a saved model, without reading weights."""
         self.folder = folder
         want = "a model's folder, of save_pretrained"
         fix = "Give the folder that holds config.json and *.safetensors."
@@ -83,14 +80,12 @@ class Checkpoint:
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Return the open file that has the tensor of a name."""
         if key not in self.where:
             raise _unreadable(self.folder, f"no {key}")
         return self.where[key]
 
 
 def _unreadable(folder: Path, got: object) -> CheckpointError:
-    """Build the error for a folder that cannot be read."""
     want, fix = "config.json and safetensors of save_pretrained", "Copy the folder again."
     return CheckpointError(f"model {folder}", got=got, want=want, fix=fix)
 
@@ -98,8 +93,8 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
     """Return, for each layer with experts, a function that reads one expert's tensors.
 
-    source: the saved model. Returns path of the layer's experts -> function of the expert's number;
-    its tensors have the names and order of transformers' stacked experts.
+    Returns path of the layer's experts -> function of the expert's number; its tensors have the
+    names and order of transformers' stacked experts.
     Raises: TargetError for a model without experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
@@ -123,8 +118,6 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint with separate tensors for each."""
-
     def read(expert: int) -> dict[str, Tensor]:
         """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width)."""
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
@@ -137,7 +130,6 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert from a checkpoint with stacked experts of a layer."""
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
@@ -241,7 +233,6 @@ def _write(
 
 
 def _raw_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor's numbers."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -265,7 +256,6 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Return the bytes of one expert, from a layer's entry in the index."""
     widths = {name: dtype.itemsize for dtype, name in NAMES.items()}
     sizes = [widths[p["dtype"]] * math.prod(map(int, p["shape"])) for p in layer["parts"]]
     size, start = int(layer["bytes"]), int(layer["start"])
@@ -286,12 +276,6 @@ class ExpertStore:
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
-        """Open a folder of packed experts.
-
-        folder: written by `pack_experts`; check: compare the SHA-256 of each expert when it is
-        "first" read, "always" or "never".
-        Raises: CheckpointError for another folder.
-        """
         self.folder, self.check = repaired(folder), check
         try:
             path = self.folder / INDEX
@@ -311,7 +295,7 @@ class ExpertStore:
     def read(self, layer: int, expert: int, into: memoryview) -> int:
         """Read an expert into given memory, check its SHA-256, and return the number of bytes.
 
-        layer, expert: their numbers; into: memory of at least the expert's size.
+        into: memory of at least the expert's size.
         Raises: CheckpointError for an expert that is cut short or changed.
         """
         entry = self.layers[layer]
@@ -335,15 +319,11 @@ class ExpertStore:
         return size
 
     def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        """Build the error for an expert with bytes that differ from the packed ones."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
     def rest(self) -> dict[str, Tensor]:
-        """Return every weight that belongs to no expert, by its name in the model.
-
-        Raises: CheckpointError.
-        """
+        """Return every weight of no expert, by the model's names.  Raises: CheckpointError."""
         try:
             return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:

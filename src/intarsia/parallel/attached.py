@@ -42,12 +42,7 @@ class Attached(WholeModel):
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Index the experts' parameters of this process, by identity and by path.
-
-        parts: path of a layer of experts here -> its experts that this process keeps;
-          group: the processes, None = all; wholes: the same path -> the layer's path in a model of
-          a single process, where it is another.
-        """
+        """Index the experts' parameters of this process, by identity and by path."""
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
         self.of: dict[int, tuple[OwnExperts, str]] = {}  # id of a parameter -> its part and name
@@ -61,9 +56,8 @@ class Attached(WholeModel):
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
         """Return a state dict with the names that weights have in a model of a single process.
 
-        state: the state dict of the model in this process. Weights with only some experts
-          in this process become a `Piece`, which says which rows of the whole weight these are; all
-          other weights stay tensors.
+        Weights with only some experts in this process become a `Piece`, which says which rows of
+        the whole weight these are; all other weights stay tensors.
         """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
@@ -73,11 +67,7 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's rows of a weight as a `Piece`, with the expert of each row.
-
-        part: the experts of a layer that this process keeps; name: the weight's name in them;
-          value: the weight, or an optimiser's state of its shape.
-        """
+        """Return this process's rows of a weight as a `Piece`, with the expert of each row."""
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
@@ -102,10 +92,7 @@ class Attached(WholeModel):
         return by_path
 
     def _own_rows(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
-        """Cut this process's rows out of a weight of all experts.
-
-        value: (E, ...), a tensor or in a file.
-        """
+        """Cut this process's rows out of a weight (E, ...) of all experts."""
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
@@ -143,10 +130,10 @@ class Attached(WholeModel):
     def moves(self, step: int) -> Iterator[Move]:
         """Yield the weights of experts that get new owners after a step, for `Fssdp.reshard`.
 
-        An owner is the process that keeps an expert. step: number of steps so far. Each item is the
-        path of a weight, the weight, and a function that sends its rows, or rows of an optimiser's
-        state of the same shape, to their new owners, and returns the rows that came here. The
-        caller applies it to both, and stores the results. All processes do the same.
+        An owner is the process that keeps an expert. Each item is the path of a weight, the weight,
+        and a function that sends its rows, or rows of an optimiser's state of the same shape, to
+        their new owners, and returns the rows that came here. The caller applies it to both, and
+        stores the results. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that unevenness in
@@ -174,8 +161,8 @@ class Attached(WholeModel):
     def set_owners(self, owners: Mapping[str, Any]) -> None:
         """Set the owners of experts that a checkpoint has, and make room for their weights.
 
-        owners: as `owners` returned them. Owners of a run with another number of processes are
-          ignored: consecutive experts then stay in each process.
+        Owners of a run with another number of processes are ignored: consecutive experts then stay
+        in each process.
         """
         if owners.get("world") != self.world:
             return
@@ -193,8 +180,7 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return an optimiser's state_dict in which states of experts' weights are `Piece`s.
 
-        state: the state_dict of the optimiser in this process; parameters: the optimiser's, in its
-          order. A `Piece` has rows of a tensor and says which experts they belong to.
+        A `Piece` has rows of a tensor and says which experts they belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -234,8 +220,7 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts of a layer that this process keeps; name: the weight's name in them;
-          value: the rows of these experts. Every process calls it. Returns (E, ...).
+        Every process calls it. Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
@@ -253,10 +238,7 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included.
-
-        parameters: of this process; meter: counts the time in which other processes are waited for.
-        """
+        """Return the norm of all gradients, other processes' experts included."""
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         sharded_norm, shared_norm = (

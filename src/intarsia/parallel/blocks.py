@@ -22,9 +22,8 @@ EXCHANGES = ("flat", "hierarchical")
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
     """Agree with all processes on a capacity C: how many rows an expert takes from each process.
 
-    routing: pairs (token, expert) of this process's rows; wire: the layer's exchanges between
-      processes; multiple: C is a multiple of it. C is the largest load of an expert in any process,
-      1 at least, rounded up: no pair is dropped.
+    routing: pairs (token, expert) of this process's rows; multiple: C is a multiple of it. C is the
+      largest load of an expert in any process, 1 at least, rounded up: no pair is dropped.
     """
     # the largest load in this process; the largest of all processes decides
     load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
@@ -51,10 +50,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """Return the step of a plan in which processes exchange the counts of `agreed_capacity`.
-
-    layer: its number; devices: D.
-    """
+    """Return the step of a plan in which D processes exchange `agreed_capacity`'s counts."""
     sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
     return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
 
@@ -122,9 +118,8 @@ class Swap:
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
         """Exchange blocks of equal size in a group: send one to each member, get one from each.
 
-        blocks: (G, m, ...), one for each of the G members; wire: the layer's exchanges between
-          processes; phase: names this one for the byte counts. Returns the blocks that came, by
-          sender, (G, m, ...).
+        blocks: (G, m, ...), one for each of the G members. Returns the blocks that came, by sender,
+          (G, m, ...).
         """
         if len(self.members) == 1:
             return blocks
@@ -147,18 +142,15 @@ class Swap:
         return received.reshape(-1, *size)
 
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks with some processes, one for each, in one step.
-
-        blocks: (members, m, ...), by receiver.
-        """
+        """Exchange blocks (members, m, ...), by receiver, with some processes in one step."""
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
         """Collect the rows of all G members of the group, in every member.
 
-        rows: (m, ...), this member's -> (G, m, ...); wire: sends them; phase: names the exchange in
-          the byte counts. In the backward, a member adds up the gradients of its rows from all.
+        rows: (m, ...), this member's -> (G, m, ...); wire: sends them. In the backward, a member
+          adds up the gradients of its rows from all.
         """
         # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
@@ -166,8 +158,7 @@ class Swap:
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
         """Send each member its block, and add up the blocks that came here.
 
-        blocks: (G, m, ...), this process's for each of the G members; wire: sends them; phase:
-          names the exchange in the byte counts.  -> (m, ...).
+        blocks: (G, m, ...), this process's for each of the G members.  -> (m, ...).
         """
         # every member sends the block of this process here
         return self.run(blocks, wire, phase).sum(0)
@@ -175,8 +166,8 @@ class Swap:
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
         """Return the bytes that a member sends to every device, by stage of the exchange.
 
-        rank: the member; devices: D; block: the bytes that one member has for one other. Stages are
-          "" for an exchange in one step, or "_inside" and "_across" nodes.  -> stage -> (D,) int64.
+        devices: D. Stages are "" for an exchange in one step, or "_inside" and "_across" nodes.  ->
+          stage -> (D,) int64.
         """
         groups = [("", self.members, block)]
         if self.inner > 1:
@@ -313,8 +304,7 @@ def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Return this member's part of rows that all members have.  (E, C, d) -> (E, C / G, d).
 
     rows: the same in all members, divided along the second axis; swap: the exchange of the group,
-      which lists its G members; wire: sends it; phase: its name in the byte counts. In the
-      backward, the parts' gradients are gathered.
+      which lists its G members. In the backward, the parts' gradients are gathered.
     """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
@@ -329,11 +319,7 @@ def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 
 
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Return `rows` unchanged; in the backward, add up their gradients over a group's members.
-
-    rows: weights that every member of the group has a copy of; swap: the exchange of this group,
-      which lists its members; wire: sends the exchanges; phase: names them in the byte counts.
-    """
+    """Return `rows` unchanged; in the backward, add up their gradients over a group's members."""
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
 
 

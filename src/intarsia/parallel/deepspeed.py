@@ -216,12 +216,7 @@ class DeepSpeedExperts(OwnExperts):
     def __init__(
         self, experts: Cuttable, settings: DeepSpeed, wire: Wire, topology: Topology
     ) -> None:
-        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
-
-        experts: all of the layer, with weights that can be cut; settings: the strategy; wire: the
-          layer's exchanges (group of processes, byte counter); topology: devices and nodes, from
-          which follows with whom this process exchanges rows, slices and copies.
-        """
+        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units."""
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         groups = settings.groups(self.experts, topology)
@@ -279,10 +274,8 @@ class DeepSpeedExperts(OwnExperts):
         return table.combine(back)
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
-        """Compute the rows that were received by this process's n experts.
-
-        came: (D', n, m, d), from each of D' devices m rows for each expert. -> (D', n m, out).
-        """
+        """Compute the rows for this process's experts: (D', n, m, d) -> (D', n m, out)."""
+        # from each of D' devices m rows for each of n experts
         sources, experts, places, width = came.shape
         # Rows are grouped by expert, whichever device they came from.
         rows = came.transpose(0, 1).reshape(-1, width)

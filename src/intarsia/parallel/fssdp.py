@@ -206,10 +206,8 @@ def in_order(layers: int, experts: int, devices: int) -> Tensor:
 
 
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
-    """Count the pairs (token, expert) of each device's tokens with each expert, (D, E).
-
-    expert: (N, k), the experts of each token, -1 = none; home: (N,), the device of each token.
-    """
+    """Count the pairs (token, expert) of each device's tokens with each expert, (D, E)."""
+    # expert: (N, k), -1 = none; home: (N,), the device of each token
     row, place = (expert >= 0).nonzero(as_tuple=True)
     # a bin for each (device, expert)
     index = home[row] * experts + expert[row, place].long()
@@ -230,11 +228,7 @@ class FssdpExperts(Sharded):
         topology: Topology,
         owner: Tensor,
     ) -> None:
-        """Copy the experts of a layer that this process owns.
-
-        experts: all E of the layer; settings: of the strategy; wire: the layer's exchanges between
-          processes; topology: devices and links; owner: (E,), the process that owns each expert.
-        """
+        """Copy the experts of a layer that this process owns."""
         # each expert is held by its owner alone, between batches
         holds = owner[None] == torch.arange(wire.world)[:, None]
         mine = holds[wire.rank].nonzero().flatten()
@@ -283,16 +277,13 @@ class FssdpExperts(Sharded):
         return self.sent(x, routing, None, holds, computed)
 
     def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
-        """Compute received rows by the experts that this process holds for the batch.
+        """Compute received rows (M, d) by the experts that this process holds for the batch."""
 
-        rows: (M, d); holds: (D, E) bool, which process holds which expert.
-        """
-
+        # holds: (D, E) bool, which process holds which expert
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
             """Gather copies of the held experts' weights from their owners, and compute rows.
 
-            rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each
-              expert owned here; phase: the exchange's name in byte counts.
+            rows: (M, d); mine: (own, P), P weights of each expert owned here.
             """
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
@@ -358,8 +349,7 @@ class _Again(torch.autograd.Function):
     ) -> Tensor:
         """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
 
-        rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each expert
-        owned here.
+        rows: (M, d); mine: (own, P), P weights of each expert owned here.
         """
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
@@ -390,8 +380,7 @@ def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase:
     """Gather the weights of the experts that this process is to hold from their owners.
 
     mine: (own, P), P weights of each expert owned here, by expert; owner: (E,), the process that
-      owns each expert; holds: (D, E) bool, which process is to hold which expert; wire: the layer's
-      exchanges between processes; phase: the exchange's name in byte counts.  -> (held, P), by
+      owns each expert; holds: (D, E) bool, which process is to hold which expert.  -> (held, P), by
       expert. In the backward, owners add up the gradients of all copies.
     """
     rank, world = wire.rank, wire.world

@@ -34,8 +34,8 @@ class OwnExperts(Experts):
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
         """Return (experts, slice, slices): the part of a layer's experts that a process keeps.
 
-        rank: the process. experts: (n,) int64, the numbers of its experts; slices: in how many
-          equal slices their hidden units are cut, and slice: which of them it has, from 0.
+        experts: (n,) int64, the numbers of its experts; slices: in how many equal slices their
+          hidden units are cut, and slice: which of them it has, from 0.
         """
 
     def due(self, step: int) -> bool:
@@ -59,7 +59,6 @@ class OwnExperts(Experts):
         raise self._fixed_owners_error()
 
     def _fixed_owners_error(self) -> ConfigError:
-        """Return the error for experts with owners that never change."""
         fix = "Ask `due` first, which says when owners change."
         got, want = type(self).__name__, "experts whose owners change"
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
@@ -91,10 +90,7 @@ STACKED: Mapping[str, UnitAxes] = {
 
 
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
-    """Return which axis of a weight runs over the experts' hidden units, None if no axis does.
-
-    experts: `StackedExperts` or `FusedExperts`; name: the weight's name in them.
-    """
+    """Return which axis of a weight runs over the experts' hidden units, None if no axis does."""
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
@@ -114,8 +110,8 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 def stacked(experts: Experts) -> Cuttable:
     """Return experts as they are if their weights can be cut along experts and hidden units.
 
-    experts: of a layer. Raises: ConfigError for experts without stacked matrices of one size as
-      weights, and for an activation with weights that all experts share.
+    Raises: ConfigError for experts without stacked matrices of one size as weights, and for an
+      activation with weights that all experts share.
     """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
@@ -131,7 +127,7 @@ def stacked(experts: Experts) -> Cuttable:
 def size_of(experts: Experts) -> ExpertSize:
     """Return widths, bytes of a number, gate and bias of experts that all have one size.
 
-    experts: of a layer.  Raises: ConfigError if their weights cannot be cut.
+    Raises: ConfigError if their weights cannot be cut.
     """
     weights = stacked(experts)
     if isinstance(weights, FusedExperts):
@@ -151,10 +147,10 @@ def size_of(experts: Experts) -> ExpertSize:
 def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cuttable:
     """Copy some experts of a layer, whole or one slice of their hidden units.
 
-    experts: all of a layer; index: (n,), the numbers of the experts to copy; parts: in how many
-      equal slices their hidden units are cut; part: which of the slices is copied, from 0. The
-      outputs of all slices add up to an expert's: the first keeps the output bias, others have
-      zeros. Raises: ConfigError for hidden units that cannot be divided so.
+    index: (n,), the numbers of the experts to copy; parts: in how many equal slices their hidden
+      units are cut; part: which of the slices is copied, from 0. The outputs of all slices add up
+      to an expert's: the first keeps the output bias, others have zeros. Raises: ConfigError for
+      hidden units that cannot be divided so.
     """
     hidden = size_of(experts).hidden
     if parts > 1 and isinstance(experts, FusedExperts):
@@ -212,8 +208,7 @@ def packed(experts: Cuttable) -> Tensor:
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
     """Cut rows of flattened weights into weights by name: the inverse of `packed`.
 
-    rows: (M, P), the P weights of each of M experts; like: experts of the same kind, which have the
-      names and shapes.
+    rows: (M, P), the P weights of each of M experts.
     """
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     # cut at the sizes of the weights of one expert
@@ -246,8 +241,8 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
     """Return experts that compute with given tensors as weights, through which gradients pass.
 
-    like: experts of the same kind, not changed; weights: name -> tensor, (experts, ...); experts:
-      the number of experts in these tensors. The result has no parameters of its own.
+    like: experts of the same kind, not changed; weights: name -> tensor, (experts, ...). The result
+      has no parameters of its own.
     """
     copied = copy.copy(like)
     # plain attributes, found before parameters; there are no parameters

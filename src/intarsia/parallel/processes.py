@@ -34,10 +34,6 @@ class Processes:
     """
 
     def __init__(self, count: int, seconds: float = 600.0) -> None:
-        """Store the settings; processes start with the first job.
-
-        count: number of processes; seconds: the longest time that a job may take.
-        """
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds
         self._started: list[tuple[Any, Connection]] = []
@@ -125,12 +121,10 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the processes.  kind, error, trace: of an error in the block, which passes on."""
         self.close()
 
 
 def _failure(subject: str, got: str) -> TrainingError:
-    """Return the error for a job that did not end well."""
     fix = "See its messages above; try fewer processes."
     return TrainingError(subject, got=got, want="the job done", fix=fix)
 

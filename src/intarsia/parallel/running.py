@@ -32,9 +32,9 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    subject: names the hashed object, such as a model; digest: this process's; group: the processes,
-      None = all. With different models they would wait forever or mix tokens up. The error is
-      raised in each of them, and names the smallest and the largest of the digests.
+    group: the processes, None = all. With different models they would wait forever or mix tokens
+      up. The error is raised in each of them, and names the smallest and the largest of the
+      digests.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
@@ -94,8 +94,7 @@ def carry_out(
 def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     """Return the recorded routing of some rows in a layer, with weights that need gradients.
 
-    trace: the record of the experts of each row; numbers: (n,), which of its rows; layer: the
-      layer's number; x: the rows, (n, d); the weights get their dtype.
+    numbers: (n,), which of its rows; x: the rows, (n, d); the weights get their dtype.
     """
     if len(numbers):
         recorded = trace.rows(numbers).routing(layer)
@@ -117,12 +116,9 @@ def _move_rows(
     meter: Meter | None,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Send rows to their next device; return the rows that are here then, and their numbers.
-
-    x: (n, d), the rows that are here now; numbers: (n,), which of the N rows of the trace they are;
-    came, goes: (N,), the device of each row of the trace before and after the exchange.
-    """
+    """Send rows (n, d) to their next device; return the rows that are here then, by number."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
+    # came, goes: (N,), the device of each row of the trace before and after
     target = goes[numbers]
     # Rows are sent in the order of receivers; the stable sort keeps them in ascending order of
     # their numbers within a message.

@@ -147,11 +147,6 @@ class ColumnEmbedding(nn.Module):
     """
 
     def __init__(self, table: Tensor, wire: Wire) -> None:
-        """Copy this process's columns of an embedding table.
-
-        table: (V, H), the whole, alike in all processes; wire: the exchanges between processes.
-          Raises: ConfigError unless the number of processes divides H.
-        """
         super().__init__()
         width = table.shape[1]
         if width % wire.world:

@@ -45,13 +45,6 @@ class Sharded(OwnExperts):
         meter: Meter | None = None,
         layer: int = 0,
     ) -> None:
-        """Store the experts of a layer that this process holds, and which process holds which.
-
-        local: the experts held here, ascending; holds: (D, E) bool, which of the D processes holds
-          which of all E experts; group: the processes, None = all; nodes: (D,), the node of each,
-          None = all are on one; meter: counts bytes; layer: a number that names the exchanges.
-        Raises: ConfigError for another number of local experts than `holds` lists.
-        """
         super().__init__()
         self.local: Experts = local
         self.holds, self.group = holds.bool(), group
@@ -151,11 +144,7 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """Tell each of D processes how many rows and pairs (row, expert) it will get from here.
-
-        mine: (D, 2), the numbers of rows and pairs for each process. Returns what each process will
-          send here, (D, 2).
-        """
+        """Tell each process how many rows and pairs it will get from here: (D, 2) -> (D, 2)."""
         single = [1] * self.world
         return exchanged(mine, single, single, **self._exchange_options("counts"))
 

@@ -90,10 +90,7 @@ def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
 
 
 def check_devices(topology: Topology, wire: Wire) -> None:
-    """Raise ConfigError for a topology of another number of devices than there are processes.
-
-    wire: the exchanges, which know the number of processes.
-    """
+    """Raise ConfigError for a topology of another number of devices than there are processes."""
     if topology.devices != wire.world:
         got, want = f"{topology.devices} devices", f"{wire.world}, as there are processes"
         raise ConfigError("topology", got=got, want=want, fix="Describe these processes.")
@@ -136,10 +133,7 @@ def chained(forward: list[PlanStep], back: list[PlanStep], devices: int) -> Devi
 def lined_up(
     steps: Sequence[PlanStep], after: Mapping[str, tuple[str, ...]]
 ) -> tuple[PlanStep, ...]:
-    """Make each step wait for the one before, or for those that `after` names for it.
-
-    steps: in order; after: name of a step -> names of the steps that it waits for.
-    """
+    """Make each step wait for the one before, or for those that `after` names for it."""
     lined: list[PlanStep] = []
     for step in steps:
         before = (lined[-1].name,) if lined else ()

@@ -41,8 +41,8 @@ class ExpertTrial:
     def trace(self, seed: int = 0) -> Trace:
         """Draw a routing: the experts of all tokens of some sequences, and their weights.
 
-        seed: of the draw. The field `routing` names a special case: with "a process without tokens"
-          there are three sequences for four processes, else five.
+        The field `routing` names a special case: with "a process without tokens" there are three
+        sequences for four processes, else five.
         """
         draws = torch.Generator().manual_seed(seed)
         sequences = 3 if self.routing == "a process without tokens" else 5
@@ -85,11 +85,7 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """Compute x <- x + mixture(x) for all layers in one process, as the reference.
-
-    trace: which experts each token has in each layer, with weights; x: (N, d), all rows; layers:
-      the experts of each layer.  -> (N, d).
-    """
+    """Compute x <- x + mixture(x) for all layers in one process, as reference: (N, d)."""
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
         weight = recorded.weight.to(x.dtype)
@@ -102,8 +98,7 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
     """Compare experts shared out by a strategy with one process that has them all.
 
-    Each of the topology's processes calls it. strategy: the one that is tested; trial: the batch
-      and the experts; topology: devices and links. Returns the bytes that this process sent.
+    Each of the topology's processes calls it. Returns the bytes that this process sent.
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
     rank, trace, full_layers = dist.get_rank(), trial.trace(), trial.layers_of()
@@ -142,7 +137,7 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
     """Check that all processes sent the bytes of a plan, step by step.  Each process calls it.
 
-    meter: counted the bytes that this process sent in each step; plan: says how many they are.
+    meter: counted the bytes that this process sent in each step.
     Raises: ConformanceError where steps or bytes differ.
     """
     metered = meter.gathered()
@@ -160,8 +155,7 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
 def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool) -> None:
     """Compare the gradients of a process's experts, or slices of them, with the full layer's.
 
-    subject: names them in an error; part: the process's experts; experts: the full layer; exact:
-      bit for bit, else up to rounding.
+    exact: bit for bit, else up to rounding.
     """
     local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):
@@ -172,10 +166,7 @@ def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool
 
 
 def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
-    """Raise ConformanceError unless two tensors are equal, or close where sums are rounded.
-
-    subject: names them in an error; got, want: the tensors; exact: bit for bit.
-    """
+    """Raise ConformanceError unless two tensors are equal, or close where sums are rounded."""
     got, want = got.detach(), want.detach()
     largest = float(want.abs().max()) if want.numel() else 0.0
     limit = 0.0 if exact else CLOSE * max(1.0, largest)
@@ -188,7 +179,6 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
 
 
 def _differs(subject: str, got: object, want: object) -> ConformanceError:
-    """Return the error for results that differ from one process's."""
     place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
     return ConformanceError(place, got=got, want=want, fix=fix)

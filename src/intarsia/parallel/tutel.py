@@ -136,7 +136,6 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """Return the steps of a layer's forward, and its backward's steps."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)
@@ -243,11 +242,7 @@ class TutelExperts(OwnExperts):
     """E experts; this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
-        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
-
-        experts: all of the layer; settings: degree, chunks and exchange; wire: the layer's
-          exchanges (processes, byte counter); topology: devices and links.
-        """
+        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units."""
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
@@ -312,11 +307,7 @@ class TutelExperts(OwnExperts):
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
-        """Send rows to the devices that compute them, and add up the outputs that come back.
-
-        rows: (E, C', d), the C' rows that this process has for each of E experts, a chunk of all;
-        weights: those that this process computes with. -> (E, C', out).
-        """
+        """Send a chunk of rows (E, C', d) to their devices, and add up the outputs that return."""
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
         group = self.slices // degree  # devices that share a table's rows
@@ -357,7 +348,6 @@ def _exchanges(topology: Topology) -> tuple[str, ...]:
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
-    """Return the size of a whole expert."""
     size = size_of(local)
     return replace(size, hidden=size.hidden * slices)
 
@@ -389,8 +379,7 @@ def degrees(experts: int, devices: int) -> tuple[int, ...]:
 def slice_weights(size: ExpertSize, slices: int) -> int:
     """Return the bytes of a slice of an expert's hidden units.
 
-    size: the whole expert's widths and bytes; slices: the number of slices. With biases each slice
-    has an output bias, too, which is 0 in all but the first.
+    With biases each slice has an output bias, too, which is 0 in all but the first.
     """
     inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
     return (inner * size.hidden // slices + size.bias * size.width) * size.item
@@ -400,9 +389,9 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
     """Return the bytes that a device receives in a forward of a layer.
 
     degree: r, the number of groups of devices that each compute a part of an expert's hidden units;
-      experts: E; devices: D; places: C, how many rows an expert takes from each device; size: an
-      expert's widths and bytes. An expert has S = max(1, D / E) slices. With r = 0 all weights
-      come; else 2 C E r / D rows from each other device, and the weights of S / r - 1 slices.
+      experts: E; devices: D; places: C, how many rows an expert takes from each device. An expert
+      has S = max(1, D / E) slices. With r = 0 all weights come; else 2 C E r / D rows from each
+      other device, and the weights of S / r - 1 slices.
     """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)

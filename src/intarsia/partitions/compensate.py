@@ -31,8 +31,7 @@ class GroupCode(Protocol):
     def begin(self, columns: Tensor, start: int) -> None:
         """Prepare to round the next group of columns, for example choose their scale.
 
-        columns: (out, group), from which the errors of earlier columns are subtracted already;
-          start: the number of the first one in the weight.
+        columns: (out, group), from which the errors of earlier columns are subtracted already.
         """
         ...
 
@@ -120,10 +119,8 @@ def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
 
 
 def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
-    """Choose which weights of a group of columns to keep.
-
-    score: (columns, out), higher is kept; outside: bool, weights that are never kept, or None.
-    """
+    """Choose which weights of a group of columns to keep: (out, columns) bool."""
+    # score: (columns, out), higher is kept; outside: weights that are never kept
     if outside is not None:
         score = score.masked_fill(outside, -1)
     mask = _largest(score.T, density, pattern).T
@@ -131,10 +128,8 @@ def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 
 
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
-    """Return the mask of the largest scores under a pattern.
-
-    score: (out, columns), with a pattern n:m only m columns (each row keeps n of them).
-    """
+    """Return the mask of the largest scores (out, columns) under a pattern."""
+    # only m columns are passed; each row keeps n of them
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
     if density == 1:
@@ -148,10 +143,7 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 
 
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
-    """Raise ConfigError or ShapeError for an impossible setting of `choose_and_compensate`.
-
-    weight: must be (out, in).
-    """
+    """Raise ConfigError or ShapeError for an impossible setting of `choose_and_compensate`."""
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")
     if weight.dim() != 2:

@@ -74,10 +74,7 @@ def _random_labels(
 def _labels_of_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Give random labels to the entries of a matrix, each label as often as others in every row.
-
-    Returns (rows, columns) int64.
-    """
+    """Give random labels (rows, columns) int64, each as often as others in every row."""
     if whole_rows:
         order = torch.randperm(rows, generator=generator)
         dealt = torch.empty(rows, dtype=torch.int64)

@@ -60,7 +60,7 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
     A block is `rows` consecutive rows and one column. In each matrix the share `density` of the
     blocks is kept, the ones with the largest means; all weights of other blocks are dropped.
     weights: (out, in) each, >= 0, such as |W|; order: (out,) int64, row i becomes the former row
-      order[i]; rows: the number of rows of a block; density: 0 ... 1.
+    order[i]; density: 0 ... 1.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -74,8 +74,8 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
     """Find an order of rows with which blocks of consecutive rows keep larger weights.
 
     A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
-    weights: (out, in) each, >= 0, with their rows reordered in the same way; rows: the number of
-    rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
+    weights: (out, in) each, >= 0, with their rows reordered in the same way; rounds: repetitions of
+    step 2.
     1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
       rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
     2. Columns are chosen for each group, then rows are assigned to the groups again (Hungarian
@@ -93,12 +93,9 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
 def _column_masks(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float
 ) -> list[Tensor]:
-    """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
-
-    weights: (out, in) each; order: (out,) int64, row i becomes the former row order[i]; density:
-    share of (group, column) pairs that is kept, those with the largest mean weights.
-    """
+    """Choose which columns each group of rows keeps: (groups, in) bool for each weight."""
     block_masks: list[Tensor] = []
+    # row i becomes the former row order[i]; the (group, column) pairs of largest mean are kept
     for weight in weights:
         mean = block_scores(weight[order], rows)
         block_masks.append(keep_top({"w": mean}, round(density * mean.numel())).mask("w", 0))
@@ -106,11 +103,9 @@ def _column_masks(
 
 
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
-    """Group similar rows: return an order of the rows, (out,) int64, group after group.
-
-    weights: (out, in) each, >= 0. It gets the rows b most like a: of largest sum_j min(w_aj, w_bj),
-    over the columns j in which a is largest.
-    """
+    """Group similar rows: return an order of the rows, (out,) int64, group after group."""
+    # weights: (out, in) each, >= 0; the row a gets the rows b of largest
+    # sum_j min(w_aj, w_bj) over the columns j in which a is largest
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
     norms, order = wide.sum(1), list[Tensor]()
@@ -132,11 +127,8 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
 def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order of rows, so that the kept blocks have a larger sum of weights.
-
-    weights: (out, in) each, >= 0; order: (out,) int64, where to start. Returns an order, (out,)
-    int64, for which the sum (`kept_in_blocks`) is at least the sum for `order`.
-    """
+    """Improve an order of rows, (out,) int64, for a sum of kept weights that is not smaller."""
+    # weights: (out, in) each, >= 0
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):

@@ -96,9 +96,6 @@ def swap(
 
 
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
-    """Mark the columns that are in the same n:m group as one column of each row.
-
-    place: (rows,) int64, the one column of each row. Returns (rows, width) bool.
-    """
+    """Mark the columns of the group of each row's column: (rows,) -> (rows, width) bool."""
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

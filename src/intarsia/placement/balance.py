@@ -78,8 +78,8 @@ def affinity(
     """Return how much traffic each expert of a layer shares with each device, (E, D) float64.
 
     Traffic is counted in transitions: tokens that go from an expert of one layer to an expert of
-      the next. transitions_after: (E, E) after each layer but the last; owner: (L, E), the device
-      of each expert; layer: its index; devices: D.
+    the next. transitions_after: (E, E) after each layer but the last; owner: (L, E), the device of
+    each expert; devices: D.
     """
     traffic = torch.zeros(owner.shape[1], devices, dtype=torch.float64)
     if layer:
@@ -92,7 +92,7 @@ def affinity(
 def transitions(trace: Trace) -> list[Tensor]:
     """Count, for each two successive layers, the tokens that go from each expert to each, (E, E).
 
-    trace: recorded routing. Returns L - 1 matrices, float64.
+    Returns L - 1 matrices, float64.
     """
     return [trace.transitions(layer) for layer in range(trace.layers - 1)]
 
@@ -196,11 +196,8 @@ class JointSwaps:
         return Placement.of(torch.stack(owner), devices)
 
     def _swap_for_stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Swap experts so that more tokens find their next layer's expert on the same device.
-
-        load: (L, E), tokens of each expert; owner: (L, E), the device of each expert at the start.
-        Returns the new owner, (L, E).
-        """
+        """Swap experts so that more tokens find their next layer's expert on the same device."""
+        # load: (L, E), tokens of each expert; owner: (L, E), the device of each expert
         counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
             gained = 0.0
@@ -217,11 +214,8 @@ class JointSwaps:
     def _place_for_home(
         self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int
     ) -> Tensor:
-        """Place the experts of one layer so that a token's experts are on few devices.
-
-        load: (E,), tokens of each expert; even: (E,), a placement with even loads to start from.
-        Returns the device of each expert, (E,).
-        """
+        """Place the experts of one layer so that a token's experts are on few devices."""
+        # load: (E,), tokens of each expert; even: (E,), a placement with even loads to start from;
         # pairs: for each two experts, the tokens that have both
         membership, pairs = trace.membership(layer), trace.coactivation(layer)
         # "home": layers are independent, so nothing outside the layer pulls its experts

@@ -46,12 +46,6 @@ class ExpertQueues:
     """
 
     def __init__(self, limit: int, patience: float = 8) -> None:
-        """Begin with no request.
-
-        limit: requests of a batch at most. patience: a request that has waited so many rounds goes
-          before all others.
-        Raises: ConfigError for a limit or a patience below 1.
-        """
         at_least("limit", limit, 1)
         at_least("patience", patience, 1)
         self.limit, self.patience, self.round = limit, patience, 0
@@ -192,7 +186,6 @@ def serve(
 
 
 def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
-    """Queue the next token of a sequence, and remove it from `upcoming`."""
     queues.add(name, upcoming[name].popleft())
 
 
@@ -221,13 +214,7 @@ class LookAhead(NextUse):
         window: int,
         decay: float = 0.98,
     ) -> None:
-        """List, for each expert, the steps of `demand` that use it.
-
-        layers: L; experts: E in each layer; demand: for each step the (layer, expert) pairs in
-          order; window: number of steps ahead with uses that count as known; decay: factor, for
-          each step, of the counts that predict later uses.
-        Raises: ConfigError for a window below 0.
-        """
+        """List, for each expert, the steps of `demand` that use it."""
         super().__init__(layers, experts, decay)
         at_least("window", window, 0)
         self.window = window

@@ -101,11 +101,6 @@ class Cache:
     """
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        """Begin with all slots free.
-
-        slots: number of experts that fit; policy: chooses the expert that is evicted.
-        Raises: ConfigError for fewer than two slots.
-        """
         at_least("slots", slots, 2, "One is computed while another comes in: give 2 or more.")
         self.slots, self.policy = slots, policy
         self.at: dict[Key, int] = {}
@@ -192,10 +187,7 @@ class Cache:
         self.pinned[key] = self.pinned.get(key, 0) + 1
 
     def _evict(self) -> Key:
-        """Evict the expert that the policy chooses among those not in use, and return its key.
-
-        The key is (layer, expert).
-        """
+        """Evict the expert, (layer, expert), that the policy chooses among those not in use."""
         loose = [key for key in self.at if key not in self.pinned]
         if not loose:
             got, fix = f"{len(self.pinned)} experts in use at once", "Give more slots."
@@ -276,7 +268,7 @@ def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
 def most_used(demand: Iterable[Iterable[Key]], slots: int) -> list[Key]:
     """Return the experts that most steps used, to fill a cache before the first step.
 
-    demand: for each step the (layer, expert) that it uses; slots: how many to return.
+    demand: for each step the (layer, expert) that it uses.
     """
     counts: dict[Key, int] = {}
     for step in demand:

@@ -55,7 +55,7 @@ def quality(trace: Trace, placement: Placement) -> Quality:
 def device_loads(load: Tensor, placement: Placement) -> Tensor:
     """Return how many tokens each device computes in each layer, (L, D) float64.
 
-    load: (L, E), tokens of each expert; placement: which devices hold which experts.
+    load: (L, E), tokens of each expert.
     """
     copies = placement.holds.sum(1).double()  # (L, E)
     # each copy takes an equal share of its expert's load
@@ -65,8 +65,7 @@ def device_loads(load: Tensor, placement: Placement) -> Tensor:
 def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[float, float]:
     """Count the tokens that go to another device after a layer, and all tokens, as a pair.
 
-    transitions: (E, E), tokens from each expert to each of the next layer; placement: the device of
-      each expert; layer: index of the first of the two layers.
+    transitions: (E, E), tokens from each expert to each of the next layer.
     """
     source, target = placement.owner[layer], placement.owner[layer + 1]
     apart = source[:, None] != target[None, :]

@@ -42,7 +42,7 @@ def describe_layers(trace: Trace) -> list[dict[str, Any]]:
 def demand(trace: Trace, streams: int) -> list[list[tuple[int, int]]]:
     """Return for each decode step the (layer, expert) pairs it uses, layer by layer, each once.
 
-    trace: recorded routing; streams: sequences decoded at once, see `Trace.steps`.
+    streams: sequences decoded at once, see `Trace.steps`.
     """
     steps: list[list[tuple[int, int]]] = []
     for rows in trace.steps(streams):

@@ -94,16 +94,13 @@ class ExpertSize:
 def homes(trace: Trace, devices: int) -> Tensor:
     """Return the device on which each row begins, by sequence: i mod devices.  (N,) int64.
 
-    trace: has the sequence of each row (token); devices: their number.
+    trace: has the sequence of each row (token).
     """
     return trace.sequence.unique(return_inverse=True)[1] % devices
 
 
 def ranks_on_device(home: Tensor) -> Tensor:
-    """Number the rows of each device from 0, in their order.
-
-    home: (N,), the device of each row. Returns (N,) int64.
-    """
+    """Number the rows of each device (N,) from 0, in their order.  -> (N,) int64."""
     order = home.argsort(stable=True)
     # position in the sorted order, less the rows of the devices before
     count = home.bincount()
@@ -141,9 +138,9 @@ def destinations(
 def row_devices(trace: Trace, placement: Placement, engine: str, home: Tensor) -> Tensor:
     """Return the device on which each row lies while a layer is computed, (L, N) int64.
 
-    trace: recorded routing of N rows; placement: the device of each expert; engine: "home", rows
-      return to their device after each layer, or "stay", they move on to the device of their first
-      expert; home: (N,), the device of each row before the first layer.
+    trace: recorded routing of N rows; engine: "home", rows return to their device after each layer,
+      or "stay", they move on to the device of their first expert; home: (N,), the device of each
+      row before the first layer.
     """
     one_of("engine", engine, ENGINES)
     device = home.repeat(trace.layers, 1)
@@ -220,8 +217,8 @@ def layer_steps(
       sent), expert (computation), combine (outputs return). Backward: combine, expert, dispatch. A
       row is the vector of a token, a pair one row and one of its k experts; a row is sent once to a
       device that computes several of its pairs.
-    layer: its number; row_device: (N,), the device that has each row; pair_device: (N, k), the
-      device that computes each pair, -1 = none; size: an expert's widths and bytes; devices: D.
+    row_device: (N,), the device that has each row; pair_device: (N, k), the device that computes
+      each pair, -1 = none; devices: D.
     """
     rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
@@ -252,10 +249,8 @@ def chain(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
 
 
 def _count_rows(source: Tensor, target: Tensor, devices: int) -> Tensor:
-    """Count how many rows go from each device to each, (D, D) int64.
-
-    source, target: (M,), the device of each row before and after; devices: D.
-    """
+    """Count how many rows go from each device to each, (D, D) int64."""
+    # source, target: (M,), the device of each row before and after
     return torch.bincount(source * devices + target, minlength=devices**2).view(devices, devices)
 
 

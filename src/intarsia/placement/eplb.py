@@ -68,10 +68,8 @@ class Eplb:
         return Placement(owner, holds)
 
     def _fill_layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
-        """Fill the places of one layer; return (expert, device, True for its first copy) for each.
-
-        load: (E,), tokens of each expert; node: (D,), the node of each device; nodes: their number.
-        """
+        """Fill the places of one layer: (expert, device, True for its first copy) for each."""
+        # load: (E,), tokens of each expert; node: (D,), the node of each device
         size = len(load) // self.groups
         of_group = load.view(self.groups, size).sum(1)
         # step 1: groups of experts to nodes, by load
@@ -104,8 +102,7 @@ class Eplb:
 def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
     """Choose which experts get copies: each further copy goes to the largest load per copy.
 
-    load: (E,), tokens of each expert; redundant: copies beyond one of each; limit: copies of one
-      expert at most. Returns the expert of each copy, in ascending order.
+    load: (E,), tokens of each expert. Returns the expert of each copy, in ascending order.
     Raises: ConfigError for more copies than the limit allows.
     """
     count = [1] * len(load)

@@ -116,7 +116,7 @@ class TokenTable:
 def recall(table: TokenTable, trace: Trace) -> float:
     """Return the share of the tokens' k experts that are among the k likeliest of the table.
 
-    table: chances by token id; trace: recorded routing with token ids, other than the table's.
+    trace: recorded routing with token ids, other than the table's.
       Returns 0 ... 1.
     """
     assert trace.token is not None
@@ -132,12 +132,8 @@ class PredictedNextUse(NextUse):
     """`NextUse` policy that uses predicted chances for the later layers of the present step."""
 
     def __init__(self, layers: int, experts: int, decay: float, likely: float) -> None:
-        """Begin without a prediction.
-
-        layers: L; experts: E in each layer; decay: factor of the counts of past uses for each step;
-          likely: predicted chance from which on an expert is read ahead.
-        """
         super().__init__(layers, experts, decay)
+        # the predicted chance from which on an expert is read ahead
         self.likely = likely
         self.predicted: list[list[float]] = []
         self.ahead: list[Key] = []  # by layer, the likeliest first
@@ -243,11 +239,8 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
 
 
 def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
-    """Return by how many experts two batches' active sets shrink if sequences a and b are swapped.
-
-    batch: (S,), the batch of each sequence.
-    """
-    # a leaves the batch of x for the batch of y, b the other way round
+    """Return by how many experts two batches' active sets shrink if a and b are swapped."""
+    # batch: (S,); a leaves the batch of x for the batch of y, b the other way round
     change = asks[b] - asks[a]
     x, y = users[batch[a]], users[batch[b]]
     before = (x > 0).sum() + (y > 0).sum()
@@ -257,7 +250,7 @@ def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> in
 def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
     """Count the experts that some sequence of a batch uses, summed over batches.
 
-    routes: (S, L, E) bool, the experts of each sequence; batches: the sequences of each.
+    routes: (S, L, E) bool, the experts of each sequence.
     """
     return sum(int(routes[list(batch)].any(0).sum()) for batch in batches)
 

@@ -16,9 +16,8 @@ from .placement import Placement
 def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
     """Divide slots in proportion to loads, largest remainders first; each gets 1 to `limit`.
 
-    load: of each expert; slots: their number, at least as many as loads; limit: slots of one at
-      most. Returns the slots of each load; their sum is `slots`, or len(load) * limit if that is
-      smaller.
+    slots: their number, at least as many as loads; limit: slots of one at most. Returns the slots
+      of each load; their sum is `slots`, or len(load) * limit if that is smaller.
     """
     total = sum(load)
     share = [slots * (value / total if total else 1 / len(load)) for value in load]

@@ -173,11 +173,8 @@ def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweep
 
 
 def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
-    """Choose the devices of all clusters exactly, by dynamic programming.  (L, D) int64.
-
-    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D), of the
-    links.
-    """
+    """Choose the devices of all clusters exactly, by dynamic programming.  (L, D) int64."""
+    # traffic: C (D, D), from cluster to cluster, between each two layers
     devices = len(bandwidth)
     permutations = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device
     inverse = permutations.argsort(1)  # device -> cluster
@@ -198,17 +195,15 @@ def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor
 
 
 def _by_assignment(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Choose the devices of one layer's clusters after another, given its neighbours.  (L, D).
-
-    Passes are repeated until nothing changes. traffic: C (D, D), from cluster to cluster, between
-    each two layers; bandwidth: (D, D), of the links; layers: L; sweeps: passes at most.
-    """
+    """Choose the devices of one layer's clusters after another, given its neighbours.  (L, D)."""
     from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 
+    # traffic: C (D, D), from cluster to cluster, between each two layers
     devices = len(bandwidth)
     diagonal = torch.eye(devices, dtype=torch.bool)
     slow = (1 / bandwidth).masked_fill(diagonal, 0.0)  # seconds for a byte
     device_of = torch.arange(devices).repeat(layers, 1)
+    # passes are repeated until nothing changes
     for _ in range(sweeps):
         before = device_of.clone()
         for layer in range(layers):

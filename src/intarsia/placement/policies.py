@@ -103,10 +103,6 @@ class NextUse(Policy):
     """Policy that evicts the expert expected latest: in `away` + L (1 / p - 1) layers."""
 
     def __init__(self, layers: int, experts: int, decay: float) -> None:
-        """Begin without any use.
-
-        layers: L; experts: E in each layer; decay: factor of the counts of past uses for each step.
-        """
         super().__init__(layers, experts)
         self.decay = decay
         # (decayed number of steps that used the expert, the step for which it is valid)
@@ -135,10 +131,7 @@ class NextUse(Policy):
         return total * self.decay ** (self.steps - step)
 
     def chance(self, key: Key) -> float:
-        """Return p, the share of steps that used an expert, older steps counted less.
-
-        key: (layer, expert).
-        """
+        """Return p, the share of steps that used an expert, older ones counted less."""
         # the decayed number of all steps, a geometric series
         all_steps = (
             (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps
@@ -198,11 +191,6 @@ class Belady(Policy):
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
-        """List the future uses of each expert.
-
-        layers: L; experts: E in each layer; demand: for each step the (layer, expert) pairs in
-          order.
-        """
         super().__init__(layers, experts)
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):

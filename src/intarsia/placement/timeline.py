@@ -135,13 +135,11 @@ def _spans_before(
     *,
     collective: bool,
 ) -> list[int]:
-    """Return the indices of the spans that a step waits for on a device.
-
-    free: the last span of each (resource, device).
-    """
+    """Return the indices of the spans that a step waits for on a device."""
     waits = [ended[name][device] for name in step.after]
     if collective:
         waits = [index for name in step.after for index in ended[name]]
+    # the last span of this resource and device
     if (step.resource, device) in free:
         waits.append(free[step.resource, device])
     return waits
@@ -152,7 +150,6 @@ def durations(step: PlanStep, topology: Topology) -> Tensor:
 
     compute: operations over speed. load: bytes over the host-to-device bandwidth. link: for all
       devices the time of the slowest, which sends and receives at once, and the largest latency.
-      topology: these speeds.
     """
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":

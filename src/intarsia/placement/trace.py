@@ -240,8 +240,5 @@ def _shape_text(tensor: Tensor) -> str:
 
 
 def _shares(membership: Tensor) -> Tensor:
-    """Divide each token's weight of 1 equally among its experts.
-
-    membership: (N, E), 1 where a token has an expert. Returns (N, E).
-    """
+    """Divide each token's weight of 1 equally among its experts, (N, E)."""
     return membership / membership.sum(1, keepdim=True).clamp(min=1)

@@ -27,10 +27,6 @@ class Meter:
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Set up counters of the bytes and seconds of exchanges, all 0.
-
-        group: the processes, None = all; clock: returns the time in seconds.
-        """
         self.group, self.sent = group, dict[str, list[int]]()
         self.seconds, self.clock = 0.0, clock
 
@@ -97,10 +93,7 @@ class _Exchange(torch.autograd.Function):
 def _exchange_rows(
     rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
 ) -> Tensor:
-    """Send rows to all processes, and return those that arrived, without a gradient.
-
-    rows: (N, ...), those for process 0 first.
-    """
+    """Send rows (N, ...), those for process 0 first; return those that came, without a gradient."""
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:
         with nullcontext() if meter is None else meter.waiting():

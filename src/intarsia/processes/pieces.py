@@ -44,7 +44,7 @@ class Piece:
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
     """Write this process's safetensors file; return its entry for the manifest.
 
-    path: of the file; tensors: name -> a whole weight, or a `Piece` with some experts' rows of one.
+    tensors: name -> a whole weight, or a `Piece` with some experts' rows of one.
     """
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
@@ -107,10 +107,6 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
-        """Read the manifests and check that all files and experts are there.
-
-        Raises: CheckpointError for a file that is missing or short, or experts that no file has.
-        """
         self.folder = folder
         try:
             files = [(str(manifest["file"]), int(manifest["bytes"])) for manifest in manifests]
@@ -142,7 +138,7 @@ class Pieces:
     def rows(self, key: str, index: Tensor) -> Tensor:
         """Read the rows of some experts of a weight, from whichever files have them.
 
-        key: the weight's name; index: (n,), the experts. Returns (n, ...).
+        index: (n,), the experts. Returns (n, ...).
         Raises: CheckpointError for bytes that changed.
         """
         # the row of the result that each wanted expert gets
@@ -196,7 +192,6 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Open a safetensors file of the folder inside the context."""
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
@@ -207,7 +202,6 @@ class Pieces:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
     def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
-        """Return a tensor if its SHA-256 is `sha`."""
         if _sha256(value) != sha:
             raise self._damaged(subject, "bytes that changed after they were written")
         return value
@@ -215,7 +209,6 @@ class Pieces:
     def _damaged(
         self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
-        """Return the error for a damaged checkpoint."""
         fix = "Copy the whole folder again, or go on from another checkpoint."
         return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 
@@ -228,7 +221,6 @@ class Stored:
     key: str
 
     def __len__(self) -> int:
-        """Return E, the number of experts."""
         return int(self.pieces.pieces[self.key][0]["experts"])
 
     def rows(self, index: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ def write_together(
 ) -> Path:
     """Write a new folder from several processes; it appears as a whole, or not at all.
 
-    target: the folder. part: function that writes this process's files into the folder that it
-      gets, and returns a report; finish: called in the first process with the folder and all
-      reports, by rank; group: the processes, None = all.
+    part: function that writes this process's files into the folder that it gets, and returns a
+      report; finish: called in the first process with the folder and all reports, by rank; group:
+      the processes, None = all.
     All processes need the same file system. The folder takes its name when all of it is on the
     disk; after an error, or the end of any process, the previous content is as before.
     Raises: in all of them the first IntarsiaError that one of them raises; TrainingError where one

@@ -139,7 +139,6 @@ def _header(
 
 
 def _write_rows(handle: int, piece: Piece, start: int) -> None:
-    """Write this process's part of a weight into the file of the whole weight."""
     units, shape = _sliced_units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it

@@ -123,14 +123,12 @@ def _without_infinite(line: Series) -> Series:
 
 
 def _coordinates(line: Series, axis: Axis) -> list[float]:
-    """Return the horizontal coordinate of each point of a series, in the axis's units."""
     if axis.names:
         return [float(axis.names.index(str(name))) for name in line.x]
     return [float(value) for value in line.x]
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value that an axis shows."""
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -173,7 +171,6 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return the values at which a logarithmic axis has ticks."""
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
@@ -244,8 +241,8 @@ def _shortened(text: str, width: float) -> str:
 def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") -> str:
     """Return a text as an SVG element, escaped.
 
-    x, y: position in pixels; anchor: "start", "middle" or "end" of the text lies there; attributes:
-      further ones of the element, with a space at the end.
+    anchor: "start", "middle" or "end" of the text lies there; attributes: further ones of the
+      element, with a space at the end.
     """
     return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
@@ -335,9 +332,8 @@ def _draw_bars(chart: BarChart, label: str) -> str:
 def svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
     """Return an SVG element.
 
-    width, height: in pixels; label: a description for readers who cannot see it; parts: the
-      elements inside; style: CSS of a drawing that keeps its size in pixels and is scrolled if it
-      is too wide, "" for one that fits itself to the page.
+    label: a description for readers who cannot see it; style: CSS of a drawing that keeps its size
+      in pixels and is scrolled if it is too wide, "" for one that fits itself to the page.
     """
     size = f' width="{width:.0f}" height="{height:.0f}" style="{style}"' if style else ""
     view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
@@ -364,9 +360,8 @@ class Points:
 def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
     """Return a chart of scores against their cost: trained parameters or training seconds.
 
-    series: a method's runs each; y: title of the vertical axis; seconds: True for seconds, False
-      for parameters on a logarithmic axis. Each run has a small mark, each mean a large one with
-      its spread.
+    seconds: True for seconds, False for parameters on a logarithmic axis. Each run has a small
+      mark, each mean a large one with its spread.
     """
     unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
     drawn: list[Series] = []

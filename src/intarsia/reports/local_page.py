@@ -36,10 +36,6 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
-        """Open a port of this machine for the page; `run` then answers.
-
-        Raises: ConfigError for a port that is not free.
-        """
         # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:
@@ -95,8 +91,7 @@ def serve_page(
 ) -> None:
     """Serve a page on this machine until the user presses Ctrl-C.
 
-    page: the HTML text; answers, port: see `LocalPage`; say: prints the address; note: prints that
-      it has stopped.
+    page: the HTML text; answers, port: see `LocalPage`.
     """
     with LocalPage(page, answers, port=port) as served:
         say(f"{served.url}  (Ctrl-C stops it)")

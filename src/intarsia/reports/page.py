@@ -59,7 +59,6 @@ def _fill(
     report: Report, script: str, *, css: str, footer: str, form: str = "", kind: str = "",
     connect: str = "",
 ) -> str:  # fmt: skip
-    """Fill the page's template with a report and return the HTML text."""
     # torch needs jinja2, so that it is always there
     import jinja2
 

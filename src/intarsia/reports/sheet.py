@@ -99,10 +99,7 @@ class Differences:
 
     @classmethod
     def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
-        """Subtract the results of two methods on one task at the seeds that both have, or None.
-
-        ours, theirs: seed -> result.
-        """
+        """Subtract the results of two methods on one task at the seeds that both have, or None."""
         shared = [seed for seed in ours if seed in theirs]
         values = [np.array([[arm[seed] for seed in shared]]) for arm in (ours, theirs)]
         return cls.of(*values) if shared else None
@@ -235,15 +232,13 @@ class BySeed(abc.ABC):
     def minus(self, base: BySeed, name: str) -> Differences | None:
         """Subtract the values of another method at the same seeds; None without a seed in common.
 
-        base: results of the other method on the same task; name: of the value to compare, such as
-        "accuracy".
+        name: of the value to compare, such as "accuracy".
         """
         return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
     def ratio(self, base: BySeed, name: str) -> float | None:
         """Return how many times as large a value is as another method's: mean over shared seeds.
 
-        base: results of the other method on the same task; name: of the value, such as "seconds".
         None without a shared seed at which the other method's value is not 0.
         """
         theirs = base.by_seed(name)
@@ -267,8 +262,7 @@ class Sheet(Generic[A, T, R]):
     def values(self, name: str) -> np.ndarray:
         """Return one value of every result as an array, (arms, tasks, seeds), NaN if not known.
 
-        name: of the value, such as "accuracy". An arm is a method that is compared. The array is
-        read-only.
+        An arm is a method that is compared. The array is read-only.
         """
         if name not in self._values_read:
             arms, tasks, seeds = self._places
@@ -303,7 +297,7 @@ class Sheet(Generic[A, T, R]):
     def minus(self, arm: A, base: A, name: str) -> Differences | None:
         """Subtract one arm's results from another's, paired by task and seed; None without a pair.
 
-        arm, base: the two methods; name: of the value to compare, such as "accuracy".
+        name: of the value to compare, such as "accuracy".
         """
         values: Any = self.values(name)
         return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])

@@ -154,10 +154,7 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
 def _traffic_map(
     name: str, title: str, caption: str, sent: Tensor, top: float, unit: str
 ) -> Figure:
-    """Draw what devices send each other as a heat map.
-
-    sent: (D, D) in `unit`, from row to column.
-    """
+    """Draw what devices send each other, (D, D) in `unit`, as a heat map."""
     values = sent.tolist()
     places = [str(i) for i in range(len(values))]
     hover = [
@@ -174,11 +171,9 @@ def _traffic_map(
 
 
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
-    """Draw the loads of experts and of devices by layer, as heat maps.
-
-    even: title of a heat map -> loads (L, n) of L layers, each divided by the mean of its layer.
-    """
-    # devices have one scale; experts, being more, have their own
+    """Draw the loads of experts and of devices by layer, as heat maps."""
+    # even: title -> loads (L, n) of L layers, each divided by its layer's mean; devices have one
+    # scale, and experts, being more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
     drawn: list[Figure] = []
     for i, (title, load) in enumerate(even.items()):

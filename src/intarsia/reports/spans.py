@@ -36,7 +36,6 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
 def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
     """Return the report of a file of `intarsia spans`: how far back each attention head looks.
 
-    content: the file's JSON; name: the file's name, for errors.
     Raises: CheckpointError for a file of anything else.
     """
     try:
@@ -50,10 +49,7 @@ def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
 def _report(
     spans: Sequence[Sequence[int]], length: int, table: Table, sentences: Sequence[str]
 ) -> Report:
-    """Build the report of attention spans.
-
-    spans: (layers, heads), how many tokens each head sees.
-    """
+    """Build the report of attention spans (layers, heads), in tokens that each head sees."""
     rows, heads = [str(i) for i in range(len(spans))], [str(i) for i in range(len(spans[0]))]
     # the colour is the span as a share of the text
     cells = heat_maps.HeatMap(
@@ -92,12 +88,7 @@ def _report(
 
 
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
-    """Return how many tokens each head sees in the longest text, (layers, heads), and its length.
-
-    content: the file's JSON: "longest", the length of that text in tokens; "alpha", "beta" (layers,
-    heads): a head sees floor((alpha + beta length) / block) blocks of tokens, as in
-    `hosts.spans.Spans.at`; "block", the tokens of a block; "sink", first tokens that all heads see.
-    """
+    """Return how many tokens each head sees in the longest text, (layers, heads); its length."""
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
     # blocks that the sink tokens and the token itself take, rounded up
     least = -(-(sink + 1) // block)

@@ -87,7 +87,7 @@ def weights(groups: Sequence[str]) -> np.ndarray:
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
     """Return Student's confidence interval of the mean of one sample; infinite for a single value.
 
-    values: the sample; level: probability of the interval, 0.95 by default.
+    level: probability of the interval, 0.95 by default.
     """
     from scipy.stats import t
 
@@ -174,10 +174,8 @@ def paired_interval(
 
 
 def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Return the variance of the mean over seeds in two parts: between seeds, and from the items.
-
-    x: (seeds, items), each item's share in the deviation of a seed's mean; means: (seeds,).
-    """
+    """Return the variance of the mean over seeds in two parts: between seeds, from the items."""
+    # x: (seeds, items), each item's share in the deviation of a seed's mean
     seeds, items = x.shape
     squares = float((x**2).sum())
     # Bessel's correction for the items' own mean
@@ -191,11 +189,8 @@ def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
 
 
 def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
-    """Return True if fewer than six items deviate from the most common difference.
-
-    Such a sample shows no spread. gaps: (n,), differences of all items and seeds; place: (n,), for
-    each difference the number of its item.
-    """
+    """Return True if fewer than six items deviate from the most common difference: no spread."""
+    # gaps: (n,), differences of all items and seeds; place: (n,), the number of each one's item
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
@@ -226,7 +221,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
 
     pairs: (tasks, seeds), such as the difference of two methods' scores on each task at each seed;
     NaN = the task was not run at that seed. There are two tasks or more, each with a number. Tasks
-    are drawn first, then the seeds of each drawn task (percentile method). seed: of the draws.
+    are drawn first, then the seeds of each drawn task (percentile method).
     Returns the ends of the interval, low and high, in the unit of `pairs`.
     """
     from scipy.stats import bootstrap
@@ -324,7 +319,7 @@ def ranking(means: np.ndarray) -> Ranking | None:
 def critical_difference(methods: int, tasks: int) -> float:
     """Return Nemenyi's critical difference: average ranks further apart differ at the 0.05 level.
 
-    methods, tasks: their numbers. Source: Demsar 2006.
+    Source: Demsar 2006.
     """
     from scipy.stats import studentized_range
 
@@ -334,11 +329,8 @@ def critical_difference(methods: int, tasks: int) -> float:
 
 
 def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...]:
-    """Return the largest groups of methods with mean ranks that differ by at most `critical`.
-
-    ordered: (methods,) mean ranks, ascending.
-    Returns (first, last) index of each group of two or more.
-    """
+    """Return the first and last of the largest groups with mean ranks within `critical`."""
+    # ordered: (methods,) mean ranks, ascending
     spans = [
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)

@@ -78,12 +78,6 @@ class ActivationRouter(GateRouter[ActivationGate]):
     def __init__(
         self, config: ActivationGate, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Set up the gate and the trained temperature tau, which begins at config.tau.
-
-        The base class draws the gate's weight W (E, width) and bias b (E,). config: the settings,
-        with the number of experts E; width: length of a token's vector; generator: source of the
-        random weights.
-        """
         super().__init__(config, width, generator=generator)
         # trained as a logarithm, so that tau stays above 0
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))

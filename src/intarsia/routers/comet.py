@@ -69,15 +69,10 @@ class CometRouter(PartsRouter):
     def __init__(
         self, config: Comet, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the weights of k binary trees with E leaves each, one leaf for each expert.
-
-        The weights of inner nodes are small, so that each token goes both ways at first. config: E,
-        k and gamma, the width of the smooth step; width: length of a token's vector; generator:
-        source of the random weights.
-        """
+        """Draw the weights of k binary trees with E leaves each, one leaf for each expert."""
         super().__init__(config.experts, config.active)
         self.config = config
-        # a binary tree of E leaves has E - 1 inner nodes
+        # small: each token goes both ways at first; a tree of E leaves has E - 1 inner nodes
         small, inner = config.gamma / 100, config.active * (config.experts - 1)
         self.splits = nn.Parameter(torch.empty(inner, width))
         self.splits.data.uniform_(-small, small, generator=generator)

@@ -66,11 +66,6 @@ class CosineRouter(GateRouter[Cosine]):
     def __init__(
         self, config: Cosine, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the map P, b of tokens to n numbers and a direction s (n,) for each expert.
-
-        config: the settings; n is config.width. The temperature is not drawn: it begins at
-          config.tau. width: length of a token's vector. generator: source of the random weights.
-        """
         super().__init__(config)
         # with one of several experts the weight is p, which is below 1
         self.normalised = config.active > 1 or config.experts == 1

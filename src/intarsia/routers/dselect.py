@@ -76,11 +76,6 @@ class DSelectKRouter(PartsRouter):
     def __init__(
         self, config: DSelectK, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw W, which gives k selectors an expert's number in bits, and V, which weighs them.
-
-        config: the settings, with E experts and k selectors; a number below E has m = ceil(log2 E)
-          bits. width: length of a token's vector. generator: source of the random weights.
-        """
         super().__init__(config.experts, config.active)
         self.config = config
         self.width = (config.experts - 1).bit_length()  # m

@@ -124,11 +124,6 @@ class EvoMoeRouter(Router):
     def __init__(
         self, config: EvoMoe, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's weight W (E, width) from N(0, 0.02), and begin at step 0 of the training.
-
-        config: the settings; width: length of a token's vector; generator: source of the random
-          weights.
-        """
         super().__init__(config.experts)
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -140,7 +135,6 @@ class EvoMoeRouter(Router):
     def before_step(self, step: int, steps: int) -> None:
         """Set the training step, from which the temperature follows.
 
-        step: counted from 0; steps: number of steps of the training.
         Raises: ConfigError for a step that is not in the training.
         """
         between("step", step, 0, steps - 1, fix="Count from 0.")
@@ -170,13 +164,10 @@ class EvoMoeRouter(Router):
         return self.noise.gumbel(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Choose the experts with a probability above the threshold, or the best one once hard.
-
-        rows: tokens (N, d), no padding; noise: Gumbel noise zeta (N, E) that is added to the
-        logits, or zeros (N, 1).
-        """
+        """Choose the experts with a probability above the threshold, or the best one once hard."""
         tau, hard = self.at()
         hard = hard or (self.config.hard_after is not None and not self.training)
+        # noise: Gumbel, zeta (N, E), or zeros (N, 1)
         logits = wide_linear(rows, self.weight)  # (N, E)
         p = ((logits + noise.to(logits.dtype)) / tau).softmax(-1)  # the DTS gate
         active = ~(p <= self.config.threshold)  # a NaN stays, so that it is seen

@@ -65,12 +65,6 @@ class HashRouter(Router):
     def __init__(
         self, config: Hash, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw a random number (a salt) for each expert, which is hashed together with an id.
-
-        config: the settings; with by="row" an id is computed from a token's vector, by `width`
-          random odd factors. width: length of a token's vector. generator: source of the random
-          numbers.
-        """
         super().__init__(config.experts)
         self.config = config
         self.register_buffer("salt", _numbers(config.experts, generator))
@@ -94,10 +88,7 @@ class HashRouter(Router):
         return routing if valid is None else keep_pairs(routing, valid[routing.token])
 
     def _row_ids(self, rows: Tensor) -> Tensor:
-        """Return an id for each row, made of its bits: equal rows have equal ids.
-
-        rows: (N, d). Returns (N,) int64.
-        """
+        """Return an id for each row, made of its bits: equal rows have equal ids, (N,) int64."""
         check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
         if x.dtype == torch.float64:
@@ -108,10 +99,7 @@ class HashRouter(Router):
         return (bits * self.factors).sum(-1)
 
     def _token_ids(self, rows: int) -> Tensor:
-        """Return an id for each of `rows` tokens, as the caller of the model set them.
-
-        Returns (rows,) int64.
-        """
+        """Return an id for each of `rows` tokens, (rows,) int64, as the model's caller set them."""
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             want = "the id of each token, such as input_ids"

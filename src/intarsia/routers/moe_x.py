@@ -89,7 +89,6 @@ class MoeXRouter(GateRouter[MoeX], ReadsExperts):
     def see(self, experts: Encoded) -> None:
         """Remember the experts; the scores are computed from their first layers.
 
-        experts: their stacked weights, as the mixture holds them.
         Raises: ConfigError if their number or input width is not the router's, or if they are
           equal.
         """

@@ -73,11 +73,6 @@ class NoisyTopKRouter(Router):
     def __init__(
         self, config: NoisyTopK, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's W_g from N(0, std), and set W_n, which scales the noise, to 0.
-
-        Both are (E, width). config: the settings; width: length of a token's vector; generator:
-        source of the random weights and of the noise.
-        """
         super().__init__(config.experts)
         self.config = config
         self.gate = nn.Parameter(torch.empty(config.experts, width))
@@ -105,10 +100,7 @@ class NoisyTopKRouter(Router):
         return self.noise.normal(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Route rows that are no padding.
-
-        rows: tokens x (N, d); noise: z (N, E), standard normal, or zeros (N, 1).
-        """
+        """Route rows that are no padding; noise: z (N, E), standard normal, or zeros (N, 1)."""
         clean = wide_linear(rows, self.gate)  # x W_g, (N, E)
         spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
         noisy = clean + noise.to(clean.dtype) * spread  # eq. 4, H
@@ -122,12 +114,9 @@ class NoisyTopKRouter(Router):
         return replace(routing, losses=self._losses(gates, chances(clean, noisy, spread, top)))
 
     def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
-        """Return the two balance losses by name, times their coefficients.
-
-        gates: G (N, E), the weights of the experts, 0 where not chosen; chance: P (N, E), the
-        probability that an expert is chosen, see `chances`; None = no load loss. "importance" makes
-        the experts' sums of weights equal; "load" their expected numbers of tokens.
-        """
+        """Return the two balance losses by name, times their coefficients."""
+        # gates: G (N, E), 0 where not chosen; chance: P (N, E), of being chosen;
+        # "importance" makes the sums of weights equal, "load" the expected numbers of tokens
         losses: dict[str, Tensor] = {}
         if self.config.importance:
             losses["importance"] = self.config.importance * variation(gates.sum(0))  # eq. 6 and 7

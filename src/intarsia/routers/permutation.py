@@ -106,6 +106,7 @@ class PermutationRouter(Router):
 
     scores: M (k, E, E), U(-0.05, 0.05) at first, k = 1 unless each part has its own.
     step: () int64.  order: (k, E) int64, the expert of each leaf, -1 while it is sought.
+    Raises: ConfigError for `per_part` with a gate that has no parts.
     """
 
     step: Tensor
@@ -114,12 +115,6 @@ class PermutationRouter(Router):
     def __init__(
         self, config: PermutationSearch, gate: Router, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the scores M (k, E, E) of all orders of the experts; no order is found yet.
-
-        config: the settings; gate: the router with the experts to permute; k = 1, or with
-          `per_part` the number of the gate's parts. generator: source of M and of the noise.
-        Raises: ConfigError for `per_part` with a gate that has no parts.
-        """
         super().__init__(gate.experts)
         if config.per_part and not isinstance(gate, PartsRouter):
             name, got = "per_part", f"a {type(config.gate).__name__} gate, which has no parts"
@@ -206,10 +201,7 @@ class PermutationRouter(Router):
         return self._with_losses(routing, gate_routing.losses, plan)
 
     def _route_parts(self, rows: Tensor) -> Routing:
-        """Route rows by a gate of several parts that each have their own permutation.
-
-        rows: tokens (N, d), none of them padding. A part is one tree or selector of the gate.
-        """
+        """Route rows by a gate of several parts (trees, selectors), each with a permutation."""
         assert isinstance(self.gate, PartsRouter)
         parts, losses = self.gate.parts(rows)  # (N, k, E)
         losses = losses if self.training and len(rows) else {}
@@ -224,14 +216,12 @@ class PermutationRouter(Router):
     def _with_losses(
         self, routing: Routing, losses: Mapping[str, Tensor], plan: Tensor | None
     ) -> Routing:
-        """Return the routing with the gate's losses and, in training, one for the permutations.
-
-        plan: P (k, E, E), the soft permutations of the E experts; None = the search has ended.
-        """
+        """Return the routing with the gate's losses and, in training, one for the permutations."""
         if not self.training:
             return replace(routing, losses=losses)
         # 0 after the search: data-parallel training waits for a gradient of every parameter
         loss = 0 * self.scores.sum()
+        # None: the search has ended
         if plan is not None:
             # rows and columns have the same entries
             loss = loss + self.config.entropy * 2 * -(plan * (plan + 1e-6).log()).sum()

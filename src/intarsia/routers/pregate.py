@@ -40,7 +40,6 @@ class PreGate:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts, self.active)
         between("vocabulary", self.vocabulary, 1, math.inf)
         at_least("heads", self.heads, 1)
@@ -64,15 +63,12 @@ class PreGateNet(nn.Module):
     embedding: (V, n) of the model; the gate's begins as its first `width` columns.
     Rotary positions say how far apart tokens are. The newest logits are cached, because every
     layer asks for the logits of the same ids.
+    Raises: ShapeError for an embedding that does not fit the settings.
     """
 
     def __init__(
         self, config: PreGate, *, embedding: Tensor | None = None, generator: torch.Generator
     ) -> None:
-        """Draw the weights of embedding, one attention layer, MLP and head.
-
-        Raises: ShapeError for an embedding that does not fit the settings.
-        """
         super().__init__()
         d = config.width
 
@@ -137,10 +133,7 @@ class PreGateNet(nn.Module):
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Rotate pairs of entries by an angle that grows with the position (rotary positions).
-
-    x: queries or keys (B, H, T, n); the result has the same shape.
-    """
+    """Rotate pairs of entries (B, H, T, n) by an angle that grows with the position (rotary)."""
     n = x.shape[-1] // 2
     rate = 10000.0 ** (-torch.arange(n, device=x.device) / max(1, n))
     angle = torch.arange(x.shape[-2], device=x.device)[:, None] * rate  # (T, n)

@@ -30,11 +30,6 @@ class RandomRouter(RandomSource):
     def __init__(
         self, experts: int, active: int, per: str, *, generator: torch.Generator | None = None
     ) -> None:
-        """Check and store the settings; nothing is drawn yet.
-
-        experts: E; active: k, how many are drawn; per: "batch" (one draw for all samples) or
-          "sample"; generator: source of the draws.
-        """
         super().__init__(generator)
         at_least("experts", experts, 1, "Try 4.")
         one_of("draw", per, ("batch", "sample"))

@@ -74,10 +74,6 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
     def __init__(
         self, config: Recurrent, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw W1 (p, width), W2 (E, p) and a GRU cell of width p.
-
-        `join`, which connects the routers of a model, replaces the GRU cell by the first layer's.
-        """
         super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1
         nn.init.normal_(self.down, std=width**-0.5, generator=generator)
@@ -92,10 +88,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return RecurrentRouter, self.config.hidden
 
     def follow(self, first: Self, layer: int) -> None:
-        """Make this the router of layer number `layer` and use the GRU cell of the first layer's.
-
-        first: the router of the first layer, which may be this one.
-        """
+        """Make this the router of layer number `layer`, with the GRU cell of the first."""
         super().follow(first, layer)
         (cell,) = first._cell
         self._cell = (cell,)

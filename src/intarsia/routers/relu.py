@@ -106,11 +106,8 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         return self.config.coefficient * self.config.factor ** self.growth.double()
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the L1 loss, which makes tokens use fewer experts, and count them for lambda.
-
-        logits: (N, E); routing: the chosen pairs (token, expert); valid: (N,) bool, False =
-          padding; None = all rows are real.
-        """
+        """Return the L1 loss, which makes tokens use fewer experts, and count them for lambda."""
+        # logits: (N, E); valid: (N,) bool, False = padding, None = all rows are real
         weight = logits.relu()
         if torch.is_grad_enabled():
             # count pairs and rows of this forward for the next step's sparsity S

@@ -50,14 +50,6 @@ class TaskRouter(Router):
         unknown: str = "error",
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw Z (tasks, heads, skills), a logit of each skill for each task, from U(-1e-3, 1e-3).
-
-        tasks, skills, heads: their numbers; each head of a layer weighs the skills on its own.
-          noise: add logistic noise to Z in training. unknown: in evaluation without task ids,
-          "error" raises and "mean" takes the mean over the tasks. generator: source of Z and of the
-          noise.
-        Raises: ConfigError for a setting out of range.
-        """
         for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
             at_least(name, value, 1)
         one_of("unknown", unknown, UNKNOWN)

@@ -67,11 +67,6 @@ class TopKRouter(GateRouter[TopK]):
     def __init__(
         self, config: TopK, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's W (E, width) from N(0, std).
-
-        config: the settings; width: length of a token's vector; generator: source of the random
-          weights.
-        """
         super().__init__(config, width, generator=generator)
         # a weight that is always 1 has no gradient for the router, but sums to 1
         single = config.active == 1 and config.scale == "none"

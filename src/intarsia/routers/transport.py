@@ -161,10 +161,8 @@ def k_sparse_ot(
 
 
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
-    """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual.
-
-    cost: (..., n, m); a: (..., n), b: (..., m), masses of rows and columns.
-    """
+    """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual."""
+    # cost: (..., n, m); a: (..., n), b: (..., m), masses of rows and columns
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
@@ -193,10 +191,8 @@ def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: 
 
 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """Return the best plan for given potentials of the rows, column by column.  (..., n, m).
-
-    alpha: (..., n), potentials; cost: (..., n, m); b: (..., m), masses of the columns.
-    """
+    """Return the best plan (..., n, m) for given potentials of the rows, column by column."""
+    # alpha: (..., n), cost: (..., n, m); b: (..., m), masses of the columns
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)
 
@@ -216,11 +212,8 @@ def sparse_simplex(x: Tensor, k: int) -> Tensor:
 
 
 def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, iterations: int) -> Tensor:
-    """Solve the transport with an entropy term; return the rows' potentials alpha (..., n).
-
-    They are where the solver of `k_sparse_ot` starts. cost: (..., n, m); a: (..., n), b: (..., m),
-    masses of rows and columns; eps: temperature, (..., 1, 1); iterations: number of passes.
-    """
+    """Solve the transport with an entropy term for the rows' potentials alpha (..., n)."""
+    # `k_sparse_ot` starts from them; eps: temperature, (..., 1, 1).
     # u and v scale rows and columns in turn, until their sums are a and b
     scores = -cost / eps
     u, v = torch.zeros_like(a), torch.zeros_like(b)

@@ -41,7 +41,6 @@ class UnionGate:
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts)
         above("share", self.share, 0, "Half of the experts is 0.5.")
         between("share", self.share, 0, 1, "Half of the experts is 0.5.")
@@ -74,11 +73,6 @@ class UnionRouter(Router):
     def __init__(
         self, config: UnionGate, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's W (E, width) from N(0, std) and set its bias b to 0.
-
-        config: the settings; with gate="frozen" neither is trained. width: length of a token's
-          vector; generator: source of the random weights.
-        """
         super().__init__(config.experts)
         self.config, self.warm = config, config.share
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -106,7 +100,6 @@ class UnionRouter(Router):
         """Set the share of pairs (token, expert) that are kept in this training step.
 
         During the warmup it falls linearly from 1 to `share` of the router's settings.
-        step: counted from 0; steps: number of steps of the whole training.
         """
         done = 1.0 if not self.config.warmup else min(1, step / (self.config.warmup * steps))
         self.warm = 1 - done * (1 - self.config.share)
@@ -142,11 +135,8 @@ class UnionRouter(Router):
         return gated(weight, rows.dtype, selected)
 
     def _select(self, logits: Tensor, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select the pairs (token, expert) to keep, as the setting `select` says.
-
-        logits, p = softmax(logits): (B, T, E); valid: (B, T) bool, False = padding; None = all rows
-        are real. Returns (B, T, E) bool.
-        """
+        """Select the pairs (token, expert) to keep by the setting `select`: (B, T, E) bool."""
+        # logits, p = softmax(logits): (B, T, E); valid: (B, T) bool, False = padding
         if self.config.select == "data":
             return self._best_positions(p, valid)
         k = max(1, math.floor(self.share * self.experts + 1e-9))
@@ -161,11 +151,8 @@ class UnionRouter(Router):
         return selected if valid is None else selected & valid[..., None]
 
     def _best_positions(self, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select, for each expert, its ceil(s T) positions of largest p in each sequence.
-
-        p: (B, T, E); valid: (B, T) bool, False = padding; None = all rows are real. s: the share of
-          pairs to keep. Returns (B, T, E) bool.
-        """
+        """Select, for each expert, its ceil(s T) positions of largest p in each sequence."""
+        # p: (B, T, E); valid: (B, T) bool, False = padding; s: the share of pairs to keep
         score = p.nan_to_num(0)  # topk would put a NaN first
         score[:, : self.config.always] = 2  # above every probability
         if valid is None:

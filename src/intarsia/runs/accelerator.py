@@ -18,9 +18,9 @@ def step_cycles(
     """Simulate one training step of a model on a systolic array, with dense and with N:M weights.
 
     model: name of a vision model. pattern: "N:M", N nonzero weights of every M. directions: passes
-    of the training step in which the weights are sparse. batch: pictures in a step. size: side of a
-    picture in px, None = the model's. side: multipliers along each side of the array. Returns a row
-    for each layer, the cycles of the dense step and of the sparse one.
+    of the training step in which the weights are sparse. size: side of a picture in px, None = the
+    model's. side: multipliers along each side of the array. Returns a row for each layer, the
+    cycles of the dense step and of the sparse one.
     """
     sat, training = Sat(side=side), Bdwp(pattern, directions)
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)

@@ -134,8 +134,7 @@ def write_blend(
 def open_blend(folder: str | Path, *, as_trained: bool = True) -> BlendRun:
     """Open a blend of finished runs.
 
-    folder: as `write_blend` wrote it. as_trained: keep the frozen weights in the dtype of the
-    training; False = float32.
+    as_trained: keep the frozen weights in the dtype of the training; False = float32.
     Raises: CheckpointError for damaged files; as `open_run` says of each member.
     """
     folder = Path(folder)
@@ -213,7 +212,6 @@ def _check_places(target: Path, places: Sequence[Path]) -> None:
 
 
 def _member(folder: Path) -> FinishedRun:
-    """Read a run that is to be a member."""
     subject, want = f"member {folder}", "a run of `intarsia fit` on pictures"
     if (folder / BLEND).is_file():
         fix = f"Name its members: {folder / MEMBERS / '0'} ..."

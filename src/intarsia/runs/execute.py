@@ -188,10 +188,9 @@ def _on_pictures(
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
     """Complete a run's record with its task, times and temperature; save its test mistakes.
 
-    run: as trained. data: the pictures it was trained and tested on. spent: time of computations
-    done once before training, such as features of frozen blocks; it is added to the run's.
-    temperature: the softmax temperature for a run without a validation part; else it is fitted on
-    that part.
+    data: the pictures it was trained and tested on. spent: time of computations done once before
+    training, such as features of frozen blocks; it is added to the run's. temperature: the softmax
+    temperature for a run without a validation part; else it is fitted on that part.
     """
     if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image
@@ -217,10 +216,7 @@ def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> st
 
 
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
-    """Return the run with its test loss at a softmax temperature that was fitted on validation.
-
-    run: its record is completed; test: its logits and labels; temperature: from another run.
-    """
+    """Return the run with its test loss at a softmax temperature that was fitted on validation."""
     test = test.tempered_by(temperature)
     results = dict(run.record["results"]) | {"test": test.scores()}
     return dataclasses.replace(run, test=test, record=dict(run.record) | {"results": results})
@@ -229,11 +225,7 @@ def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
 def record_of(
     model: nn.Module, method: Any, experiment: Experiment, data: Splits
 ) -> dict[str, Any]:
-    """Return what a run's run.json holds besides the results of the training loop.
-
-    model: as pretrained, before the method changes it. method: its settings. experiment: all
-    settings of the run. data: the three parts of its pictures.
-    """
+    """Return what a run's run.json holds besides the results of the training loop."""
     return {
         "label": experiment.label,
         "command": experiment.command(),
@@ -250,7 +242,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     """Return keywords of `fit` that are no fields of `Training`: objective, schedule, and so on.
 
     method: settings of the method; a published recipe brings an objective and a schedule of its
-    own. experiment: all settings of the run.
+    own.
     Raises: ConfigError for options that exclude each other.
     """
     options = to_json(experiment.recipe)
@@ -282,8 +274,8 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
     """Return the objective, with one classification head for each task if the experiment asks.
 
-    objective: the loss of a step. experiment: says so by an objective named "task_heads". data: its
-    record lists the classes of each task.
+    experiment: says so by an objective named "task_heads". data: its record lists the classes of
+    each task.
     Raises: ConfigError for data that are one task.
     """
     if not experiment.objective.startswith(experiments.HEADS):
@@ -296,10 +288,7 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
 
 
 def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
-    """Return a run's record; for joint tasks, add the accuracy among each picture's own classes.
-
-    run: the finished run with its test logits. data: its record lists the classes of each task.
-    """
+    """Return a run's record; for joint tasks, add the accuracy among each picture's own classes."""
     results = dict(run.record["results"])
     if "tasks" in data.record and isinstance(run.test, Metrics):
         groups = list(data.record["tasks"].values())
@@ -327,11 +316,7 @@ def trunk_key(adapted: Adapted) -> dict[str, Any]:
 
 
 def pictures_of(experiment: Experiment, report: Report) -> Splits:
-    """Read the pictures of an experiment; return their training, validation and test parts.
-
-    experiment: names the data, their numbers and the seed of the split. report: gets lines of
-    progress.
-    """
+    """Read the pictures of an experiment; return their training, validation and test parts."""
     pictures = experiment.pictures
     seed = experiment.training.seed if pictures.split_seed is None else pictures.split_seed
     # `--images` below 1 is a share of the training part, else a number of pictures
@@ -367,7 +352,6 @@ def sets_of(
 ) -> Sets:
     """Return training, validation and test part as tensors that the model can take.
 
-    data: the pictures of each part. shared: where prepared pictures are stored for other runs.
     identity: the key under which they are stored there. score: False makes no test part.
     Raises: ConfigError for an augmentation that would change the labels.
     """
@@ -397,9 +381,8 @@ def held(
 ) -> Dataset[Any]:
     """Return pictures as the model takes them in evaluation, in memory if they fit there.
 
-    images: the pictures; those that do not fit are decoded whenever they are used. inputs: size and
-    normalisation that the model expects. shared: where prepared pictures are stored for other runs,
-    under the key `identity`; None = nowhere.
+    images: the pictures; those that do not fit are decoded whenever they are used. shared: where
+    prepared pictures are stored for other runs, under the key `identity`; None = nowhere.
     """
     look = eval_transform(inputs)
     try:
@@ -423,9 +406,8 @@ def for_budget(
 ) -> tuple[Any, dict[str, Any]]:
     """Let a method choose settings that nobody gave, for this number of images and epochs.
 
-    method: its settings; only mixtures choose, how many of their experts are active. experiment:
-    with the settings that were given. images: in the training part. report: gets a line if
-    something was chosen. Returns the method's settings, and those that were chosen by name.
+    method: its settings; only mixtures choose, how many of their experts are active. Returns the
+    method's settings, and those that were chosen by name.
     """
     names = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
     epochs = experiment.training.epochs
@@ -450,8 +432,7 @@ def with_method(
 ) -> nn.Module:
     """Return the model, changed by the method of an experiment, for example with adapters added.
 
-    method: its settings. classes: names of the classes, stored with an adapter. train: the training
-    part, from which a pruner takes its calibration rows.
+    train: the training part, from which a pruner takes its calibration rows.
     """
     change = settings.change_of(method, experiment.adapted, classes)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

@@ -256,7 +256,6 @@ def save(experiment: Experiment, out: Path | None) -> None:
 def read(out: Path) -> Experiment:
     """Read the experiment that a run folder was started with.
 
-    out: the folder.
     Raises: ConfigError if there is none; CheckpointError if the file is damaged.
     """
     path = out / FILE
@@ -278,7 +277,6 @@ def read(out: Path) -> Experiment:
 def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
     """Read the experiment of a run folder, and refuse options that differ from it.
 
-    out: the run folder. options: those given on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
     # the saved settings are the run's; the options may only repeat them

@@ -140,7 +140,6 @@ class LabelledRun:
         return {"set": rows.name, "n": len(rows), **scores.scores(), "classes": classes}
 
     def _part(self, data: str | None, part: str | None) -> LabelledRows:
-        """Return the rows to score."""
         if data is None:
             splits = self.settings.splits()
             parts = {"train": splits.train, "test": splits.test}
@@ -174,7 +173,7 @@ def fit_labelled(
 ) -> LabelledRun:
     """Fit a classifier to the training rows, score it on the test rows, and write the run folder.
 
-    out: the folder, which must be new.  report: gets lines of progress.
+    out: the folder, which must be new.
     Raises: ConfigError for a folder in use or an unknown method; DataError, as `load_labelled`.
     """
     check_empty(Path(out), settings.data)
@@ -208,8 +207,8 @@ def write_run(
 ) -> LabelledRun:
     """Score a fitted classifier on the test rows, and write its run folder, whole or not at all.
 
-    settings: their method becomes the classifier's, with the layers that were chosen.  seconds: of
-    fitting.  record: further entries of the record, such as asked, the method as it was given.
+    settings: their method becomes the classifier's, with the layers that were chosen.  record:
+    further entries of the record, such as asked, the method as it was given.
     """
     held_out = scored(classifier.held_out_, splits.train.labels)
     settings = dataclasses.replace(settings, method=classifier.method)
@@ -277,7 +276,6 @@ def answers_of(folder: Path) -> RowAnswers:
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    """Return the error of a folder that is no whole run."""
     want, fix = "a run on labelled texts or numbers", "Fit it again."
     return CheckpointError(f"run {folder}", got=error, want=want, fix=fix)
 

@@ -28,8 +28,7 @@ def release_labelled(run: Path, target: Path, *, result: Report = lambda _: None
     """Write the classifier of a run as a folder with a script, and check the script's answers.
 
     The script needs numpy alone; for features of a language model torch and transformers, and the
-    folder then has this model, without the blocks behind the layer. result: gets a line of the
-    check.
+    folder then has this model, without the blocks behind the layer.
     Raises: ExportError where the script answers differently.
     """
     opened = open_labelled(run)

@@ -125,10 +125,7 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 
 
 def check_options(experiment: Experiment) -> None:
-    """Refuse an experiment on texts with options or a method that only pictures have.
-
-    Raises: ConfigError.
-    """
+    """Refuse options or a method for pictures alone, on texts.  Raises: ConfigError."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
         subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
@@ -146,11 +143,7 @@ def check_options(experiment: Experiment) -> None:
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
-    """Return the training, validation and test rows of tokens of an experiment's texts.
-
-    experiment: names the texts, the length of a row and the seed of the split. tokenizer: the
-    language model's. report: gets lines of progress.
-    """
+    """Return the training, validation and test rows of tokens of an experiment's texts."""
     source, seed = experiment.pictures, experiment.training.seed
     return load_texts(
         source.data,
@@ -169,8 +162,7 @@ def with_method(
 ) -> nn.Module:
     """Return the language model, changed by a method, for example with adapters added.
 
-    method: its settings. experiment: says at which blocks and modules. No head is trained. train:
-    the training rows, from which a pruner takes its calibration rows.
+    No head is trained. train: the training rows, from which a pruner takes its calibration rows.
     """
     change = settings.change_of(method, experiment.adapted, head=None)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

@@ -102,9 +102,8 @@ def planned(
 ) -> list[PlannedRun]:
     """Plan a run of every method at every seed, all methods of a seed before the next seed.
 
-    start: settings that all runs share. methods: names. settings_by_method: method -> "name=value"
-    settings. out: folder in which each run gets a folder. rates: method -> learning rate, where it
-    is not the rate of `start`. once: compute a linear probe's features once, where that changes no
+    settings_by_method: method -> "name=value" settings. rates: method -> learning rate, where it is
+    not the rate of `start`. once: compute a linear probe's features once, where that changes no
     result.
     Raises: UnknownName and ConfigError for anything wrong with any of them, before a run begins.
     """
@@ -181,9 +180,9 @@ def on_one_adapter(
 
     A mixture's defaults may differ from the defaults of the adapter it is made of, in its
     activation, for one; without this a comparison would be one of activations. The adapter of the
-    first mixture counts, except for methods that were given settings of their own. start: settings
-    that all methods share. methods: names. settings_by_method: method -> "name=value" settings as
-    given. report: gets a line for each method that is changed.
+    first mixture counts, except for methods that were given settings of their own.
+    settings_by_method: method -> "name=value" settings as given. report: gets a line for each
+    method that is changed.
     """
     configs = {
         name: method_of(
@@ -224,9 +223,8 @@ def run_all(
 ) -> None:
     """Run all planned runs that are not finished; one that was stopped resumes where it was.
 
-    jobs: runs at a time. report: gets lines of progress. threads: number of torch threads in each
-    run. running: other fields of `Running`. ray: on a Ray cluster of machines that see the folders
-    at the same paths.
+    jobs: runs at a time. threads: number of torch threads in each run. running: other fields of
+    `Running`. ray: on a Ray cluster of machines that see the folders at the same paths.
     Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
     stopped.
     """

@@ -32,7 +32,7 @@ class OnRay:
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one trial's work on a Ray worker, started at the first call; return its result.
 
-        work: a function that can be imported; inputs: its argument.
+        work: a function that can be imported.
         Raises: Died if the worker is lost; the work's own error.
         """
         ray = self._ray

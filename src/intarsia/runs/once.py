@@ -69,9 +69,8 @@ def tokens_once(
 
     Tokens are the outputs of the frozen blocks below, computed once for each picture. Yields the
     sets of tokens instead of `sets` (training, validation, test pictures), and the time it took.
-    experiment: the tokens have its precision. running: settings of the run. shared: where
-    tokens are stored for other runs, under the key `identity`, to which part, block and dtype are
-    added.
+    experiment: the tokens have its precision. shared: where tokens are stored for other runs, under
+    the key `identity`, to which part, block and dtype are added.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
     if experiment.pictures.augment != "none" or running.recompute:
@@ -200,10 +199,7 @@ def reads_logits_only(objective: object) -> bool:
 
 
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
-    """Return a run's record in which time spent once on training pictures counts as training time.
-
-    record: of the run; once: the time.
-    """
+    """Return a run's record in which time spent once on its pictures counts as training time."""
     results = dict(record["results"])
     # no method is faster than another only because its tokens were computed beforehand
     if once.seconds:

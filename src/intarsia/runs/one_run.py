@@ -95,7 +95,7 @@ def shape_of(experiment: Experiment, **extra: Any) -> str:
 
     experiment: all settings of a run; runs may share a key if they differ in nothing but seed,
     learning rate and weight decay. "" for runs that gain nothing from it: texts, and methods that
-    train the whole backbone. extra: further settings that have to be the same.
+    train the whole backbone.
     """
     flat = experiment.flat()
     kind = index().get(experiment.adapted.method, {}).get("kind")
@@ -110,8 +110,8 @@ def shape_of(experiment: Experiment, **extra: Any) -> str:
 def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return where a score came from: digests of code and pictures, and what the method chose.
 
-    record: what `record_of` returned. "twins" is the number of test pictures that another part has
-    as well, which makes a score too good; None = not counted.
+    "twins" is the number of test pictures that another part has as well, which makes a score too
+    good; None = not counted.
     """
     parts: Mapping[str, Any] = record["data"]["parts"]
     # pictures of the test part that another part has as well make its score too good

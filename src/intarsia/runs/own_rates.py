@@ -34,8 +34,7 @@ def has_batch_norms(model: nn.Module) -> bool:
 def own_rate(method: str, *, batch_norms: bool) -> float:
     """Return a method's own learning rate.
 
-    method: its key. batch_norms: of a network with batch norms. Methods of the kind "change" leave
-    all weights trainable and have the rate of full fine-tuning.
+    Methods of the kind "change" leave all weights trainable and have the rate of full fine-tuning.
     """
     start = OWN["full"] if method in keys("change") else ADAPTER
     return OWN.get(method, start)[batch_norms]
@@ -44,8 +43,8 @@ def own_rate(method: str, *, batch_norms: bool) -> float:
 def with_own_rate(experiment: Experiment, model: nn.Module) -> Experiment:
     """Return an experiment on pictures with its method's own rate, if none was given.
 
-    model: before the method changes it. A plain linear probe stays without a rate, which is to say
-    that it is fitted to convergence; random weights have the general rate.
+    A plain linear probe stays without a rate, which is to say that it is fitted to convergence;
+    random weights have the general rate.
     """
     method = experiment.adapted.method
     if experiment.training.lr is not None or converges(experiment):

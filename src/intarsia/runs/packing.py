@@ -31,12 +31,11 @@ def compress_run(
 ) -> dict[str, Any]:
     """Pack the network of a run on pictures into the sparse format CHW, and write it as a run.
 
-    folder: of the run. out: folder of the new one, to evaluate and predict with. change: settings
-    of the format; its speed is measured on one picture of the training's size, and refused if it is
-    no gain. report: gets lines of progress. Scores in run.json are the training's: outputs
-    agree to 1e-4. In codes of 8 bits they do not: training pictures choose the ranges, and others
-    are classified before and after. Returns "layers" {path: {density, rows}}, "left" (paths that
-    stay in torch), "milliseconds", and in 8 bits "accuracy" (before and after, of "pictures").
+    change: settings of the format; its speed is measured on one picture of the training's size, and
+    refused if it is no gain. Scores in run.json are the training's: outputs agree to 1e-4. In codes
+    of 8 bits they do not: training pictures choose the ranges, and others are classified before and
+    after. Returns "layers" {path: {density, rows}}, "left" (paths that stay in torch),
+    "milliseconds", and in 8 bits "accuracy" (before and after, of "pictures").
     Raises: as `open_run` and `Chw`; ConfigError for a run on texts, or a folder with a run in it.
     """
     run = open_single(folder, as_trained=False, report=report)

@@ -135,7 +135,6 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
-    """Run the trials of one piece of work; pass each result on."""
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):
@@ -222,10 +221,8 @@ def run_told(
 ) -> None:
     """Run trials (single calls of a function); report each result and how long the rest takes.
 
-    trials: with the inputs of each call. work: the function. jobs: trials at a time. done: called
-    with each result. describe: puts a result into a few words. report: gets the lines. executor:
-    where they run, a key of EXECUTORS. threads: torch threads of each process, None = an equal
-    share of the cores.
+    jobs: trials at a time. describe: puts a result into a few words. executor: where they run, a
+    key of EXECUTORS. threads: torch threads of each process, None = an equal share of the cores.
     """
     # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
@@ -248,10 +245,7 @@ def run_told(
 
 
 def refuse_failed(errors: Sequence[str], count: int) -> None:
-    """Refuse to continue if trials failed.
-
-    errors: of those that failed, of `count` trials.  Raises: TrainingError with the first.
-    """
+    """Refuse to continue if trials failed.  Raises: TrainingError with the first."""
     if errors:
         want, fix = "a result of each", "Mend it and call this again: finished trials are kept."
         raise TrainingError(f"{len(errors)} of {count} trials", got=errors[0], want=want, fix=fix)

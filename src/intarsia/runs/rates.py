@@ -62,9 +62,8 @@ class RateSearch:
         """Search each method's learning rate on validation parts; return the runs with the rates.
 
         Each method tries every rate at several seeds ("draws"); its score at a rate is the mean
-        over the draws, averaged with the neighbouring rates. runs: planned runs, with any rate.
-        out: folder that stores the scores, so that a stopped search can resume. report: gets lines
-        of progress. fixed: methods that keep their rate.
+        over the draws, averaged with the neighbouring rates. out: folder that stores the scores, so
+        that a stopped search can resume. fixed: methods that keep their rate.
         Raises: ConfigError for a run without a validation part, and for finished runs of another
         comparison in their folders; TrainingError if all trials of a method failed.
         """
@@ -105,10 +104,7 @@ class RateSearch:
 
 @dataclass(frozen=True)
 class _Trials:
-    """The trials of a search.
-
-    bases: the experiment of each method, but for its rate and seed.  out: where trials work.
-    """
+    """Trials of a search; bases: the experiment of each method, but for its rate and seed."""
 
     bases: Mapping[str, Experiment]
     out: Path
@@ -245,7 +241,6 @@ class _Trials:
 
 
 def _check_validation(experiment: Experiment) -> None:
-    """Check that an experiment has a validation part.  Raises: ConfigError."""
     if experiment.pictures.val == 0:
         want, fix = "a validation part", "Leave --val out, or fix one rate for all: --lr 3e-3."
         raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)

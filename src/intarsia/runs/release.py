@@ -44,10 +44,9 @@ def release(
 ) -> Path:
     """Write the model of a run as "timm", "onnx" or "torch", and check its outputs.
 
-    run: its folder, or a blend's. form: one of these names. target: the path to write. fold_it:
-    first add the adapter's change to the weights. int8: "onnx" in 8 bits; its ranges are measured
-    on training pictures, and it is compared with float32 on validation (or else test) pictures.
-    report: gets lines of progress; result: a line for each check.
+    run: its folder, or a blend's. fold_it: first add the adapter's change to the weights. int8:
+    "onnx" in 8 bits; its ranges are measured on training pictures, and it is compared with float32
+    on validation (or else test) pictures. result: a line for each check.
     Raises: FoldError where no stock model has the same outputs; ExportError where the written one
     differs, or loses too much in int8.
     """
@@ -112,7 +111,7 @@ def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Mo
     """Return the model with the adapter's change added to its weights, or the model if it has none.
 
     opened: the run; its adapter may be one of PEFT's. images: to compare the outputs on, None =
-    noise. result: gets a line for the check.
+    noise.
     """
     if not is_peft(opened.model):
         return opened.model
@@ -120,10 +119,7 @@ def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Mo
 
 
 def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
-    """Return `count` test pictures of a run as the model takes them; None if its data are gone.
-
-    opened: the run; report: gets lines of progress. (count, 3, H, W).
-    """
+    """Return `count` test pictures as a run's model takes them, (count, 3, H, W), or None."""
     return member_pictures(opened, report, count)[0]
 
 
@@ -132,7 +128,7 @@ def member_pictures(
 ) -> list[Tensor | None]:
     """Return the same `count` test pictures as each member of a blend takes them.
 
-    opened: a blend, or a run, which counts as its one member. None instead if the data are gone.
+    None instead if the data are gone.
     """
     try:
         images, rows = _spread(opened, "test", count, report)
@@ -147,8 +143,8 @@ def spread_pictures(
 ) -> tuple[Tensor, Tensor]:
     """Return up to `count` pictures, evenly spread over a part of a run's data, and their labels.
 
-    opened: the run. part: "train", "val" or "test". report: gets lines of progress. Pictures are as
-    the model takes them, (n, 3, H, W).
+    opened: the run. part: "train", "val" or "test". Pictures are as the model takes them, (n, 3, H,
+    W).
     Raises: as `pictures_to_score`.
     """
     images, rows = _spread(opened, part, count, report)

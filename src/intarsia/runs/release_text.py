@@ -33,9 +33,8 @@ def release_text(
     """Write a language model as a GGUF file, with its adapters folded in, or its LoRA alone.
 
     source: a run of `intarsia fit` on texts, "smollm2", a folder of `save_pretrained` or of
-    `intarsia compress`, or the folder of an adapter that names its model. target: the file. quant:
-    the number format, None = "bf16", of an adapter "f32". fold_it: False writes the LoRA alone.
-    report: gets lines of progress; result: a line for each check.
+    `intarsia compress`, or the folder of an adapter that names its model. quant: the number format,
+    None = "bf16", of an adapter "f32". fold_it: False writes the LoRA alone.
     Raises: as `export_gguf` and `export_gguf_adapter`; ConfigError for a run on pictures;
     CheckpointError for a damaged adapter.
     """

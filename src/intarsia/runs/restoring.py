@@ -28,8 +28,8 @@ def restored(
 ) -> nn.Module:
     """Return the pretrained model of a run with what the run has learned.
 
-    model: the pretrained model, changed in place. folder, experiment, record: of the run. classes:
-    names of the classes that the head must have, None = not checked.
+    model: the pretrained model, changed in place. classes: names of the classes that the head must
+    have, None = not checked.
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
     check_backbone(model, folder, experiment, record)
@@ -41,8 +41,7 @@ def check_backbone(
 ) -> None:
     """Check that a model has the weights with which a run began, at its training's picture size.
 
-    model: the pretrained model. folder, experiment, record: of the run; the record has their
-    digest.
+    folder, experiment, record: of the run; the record has their digest.
     Raises: CheckpointError.
     """
     if (fingerprint := trunk_fingerprint(model)) != (
@@ -68,8 +67,7 @@ def with_teacher(
     """Return the objective with its teacher model, if it distils from one.
 
     objective: returned as it is unless it is a `SquareHead`. name: of the teacher, a run folder of
-    `intarsia fit` or a pretrained model. start: builds the pretrained model of a run's experiment.
-    named: builds a model by its name. classes: that the teacher must have.
+    `intarsia fit` or a pretrained model. classes: that the teacher must have.
     Raises: as `restored` does.
     """
     if not isinstance(objective, SquareHead) or name is None:

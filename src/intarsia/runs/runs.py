@@ -82,8 +82,8 @@ class RunOnPictures(abc.ABC):
         """Return the model's scores on a part of the run's own data, or on other data.
 
         data: other data, None = the run's own. part: "train", "val", "test" or, of other data,
-        "all"; None = "test" where there is one. report: gets lines of progress. on_error: "skip"
-        leaves damaged pictures of other data out, which is reported.
+        "all"; None = "test" where there is one. on_error: "skip" leaves damaged pictures of other
+        data out, which is reported.
         Raises: UnknownName for a part that is not there; DataError for other classes, or own data
         that are not the training run's.
         """
@@ -156,8 +156,8 @@ class PictureRun(RunOnPictures):
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
     """Open a finished run on pictures.
 
-    folder: of the run. size: side of the pictures in px, None = the training's. as_trained:
-    keep the frozen weights in the dtype of the training; False = float32.
+    size: side of the pictures in px, None = the training's. as_trained: keep the frozen weights in
+    the dtype of the training; False = float32.
     Raises: as `open_run` says.
     """
     experiment = experiments.read(folder)
@@ -201,9 +201,8 @@ def pictures_to_score(
 ) -> ImageSet:
     """Return a part of the run's own pictures, or of other data with the same classes.
 
-    opened: the run. data: other data, None = its own. part: its name; None for the first of PARTS
-    that there is. report: gets lines of progress. on_error: "skip" leaves pictures out that cannot
-    be read, "raise" refuses them.
+    data: other data, None = its own. part: its name; None for the first of PARTS that there is.
+    on_error: "skip" leaves pictures out that cannot be read, "raise" refuses them.
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:
@@ -242,12 +241,7 @@ def pictures_to_score(
 def check_unchanged(
     experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Check that a run's data are those it was trained on; else its parts would have mixed.
-
-    experiment: of the run, for the message. record: run.json's contents. now: the record of the
-    data as they are now.
-    Raises: DataError.
-    """
+    """Check that a run's data are those it was trained on.  Raises: DataError."""
     then: Any = (record.get("record") or {}).get("data") or {}
     for part, part_record in then.get("parts", {}).items():
         if now["parts"].get(part, {}).get("sha256") != part_record.get("sha256"):
@@ -272,9 +266,8 @@ def scores_from(logits: Tensor, labels: Tensor, *, several: bool) -> Scores:
 def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
     """Return the scores on a set of pictures, and the scores of each class, as JSON stores them.
 
-    images: the set. scores: with logits and labels. A class has its number of pictures and its
-    accuracy; where pictures have several labels, a label has precision and recall at probability
-    one half.
+    A class has its number of pictures and its accuracy; where pictures have several labels, a label
+    has precision and recall at probability one half.
     """
     if not isinstance(scores, Metrics):
         return {
@@ -294,11 +287,9 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 
 
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
-    """Return n, precision and recall of each label by name, for pictures with several labels.
-
-    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
-    """
+    """Return n, precision and recall of each label by name, for pictures with several labels."""
     rows: dict[str, dict[str, float]] = {}
+    # (pictures, labels); a logit above 0 predicts its label
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
     for label, name in enumerate(images.classes):
         mine, guessed = truth[:, label], guess[:, label]

@@ -47,8 +47,7 @@ def carry_missing(
 def row_of(end: TrialEnd) -> dict[str, Any]:
     """Return a trial's record to store: validation scores, seconds and temperature, or its error.
 
-    end: the ended trial. "n" is the number of samples of the validation part, where the trial says
-    so.
+    "n" is the number of samples of the validation part, where the trial says so.
     """
     # an error is kept as well, so that a resumed search knows which trials have failed
     if end.result is None:
@@ -66,10 +65,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
 
 
 def unusable(scores: Mapping[str, Any], part: str) -> str:
-    """Return why a part's scores are no result, as a message, or "" if each is a finite number.
-
-    scores: by name; part: "val" or "test", for the message.
-    """
+    """Return why a part's scores are no result, as a message, or "" if each is a finite number."""
     for name, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
             subject, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
@@ -82,9 +78,9 @@ def scores_by(
 ) -> dict[tuple[Any, ...], Score]:
     """Return, for each combination of settings, the mean validation score and minus the mean loss.
 
-    runs: the experiments. ends: the stored part of each one's result: its scores on validation, or
-    an error. names: the settings to group by, as ("lr",). A run that failed counts as score 0 and
-    an infinite loss; a combination is left out if all its runs failed.
+    ends: the stored part of each one's result: its scores on validation, or an error. names: the
+    settings to group by, as ("lr",). A run that failed counts as score 0 and an infinite loss; a
+    combination is left out if all its runs failed.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -109,9 +105,9 @@ def best_of(scores: Mapping[Any, Score]) -> Any:
 def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[float, Score]:
     """Return the score of each rate, averaged with its neighbours' scores, which count half.
 
-    scores: rate -> score of the trained ones. rates: the whole grid; a rate without a score,
-    because every run failed, counts as 0. One trial's score is noisy, and next to a rate at which
-    training breaks down lies one that is good at some seeds only.
+    rates: the whole grid; a rate without a score, because every run failed, counts as 0. One
+    trial's score is noisy, and next to a rate at which training breaks down lies one that is good
+    at some seeds only.
     """
     grid = sorted(rates)
     grid_scores = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
@@ -128,8 +124,8 @@ def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[floa
 def winning_edge(scores: Mapping[float, Score]) -> float | None:
     """Return the best rate if it is the lowest or highest of its grid, else None.
 
-    scores: rate -> score. A better rate may then lie beyond the grid. An edge that only ties with
-    its neighbour, as where every answer is right, does not count.
+    A better rate may then lie beyond the grid. An edge that only ties with its neighbour, as where
+    every answer is right, does not count.
     """
     rates, best = sorted(scores), best_of(scores)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):
@@ -144,8 +140,8 @@ def extended(
 ) -> tuple[float, ...]:
     """Return the grid of rates, with a further rate beyond each edge that was best for any method.
 
-    rates: the grid. winners: for each method the edge that was best, or None. reach: the lowest and
-    the highest rate allowed. A step is half a decade: 1e-3, 3e-3, 1e-2.
+    winners: for each method the edge that was best, or None. reach: the lowest and the highest rate
+    allowed. A step is half a decade: 1e-3, 3e-3, 1e-2.
     """
     # one step at each side that won; `reach` keeps a diverging search from running away
     low, high = min(rates), max(rates)

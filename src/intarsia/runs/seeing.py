@@ -78,9 +78,8 @@ def sees(method: Any) -> bool:
 def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
     """Build a language model that sees or hears: with connectors to encoders, and adapters.
 
-    config: names the model, its encoders and the method. report: gets lines of progress. Returns
-    the model, its processor (which turns questions into rows), the method's settings, and the
-    decoder's digest.
+    Returns the model, its processor (which turns questions into rows), the method's settings, and
+    the decoder's digest.
     Raises: as `language_model`, `apply` and the method's settings do; UnknownName; ConfigError for
     no encoder.
     """
@@ -122,7 +121,6 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
-    """Return the method's settings with the encoders that the run's settings name."""
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):
@@ -143,8 +141,6 @@ def fit_seeing(
 ) -> FittedReader:
     """Train a model on questions about pictures or sounds, and score it; write the run folder.
 
-    config: the run's settings. out: the folder. resume: continue the run in it. report: gets
-    lines of progress. running: further keywords of `fit`.
     Raises: as `built`, `read_questions` and `fit` do.
     """
     questions = read_questions(config.data)
@@ -189,8 +185,7 @@ def run_batch(config: Seeing) -> int:
 def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
     """Split questions into training, validation and test rows, as the run's settings say.
 
-    config: with the seed and the numbers of rows. make: turns questions into rows of tokens and
-    encoded pictures or sounds.
+    make: turns questions into rows of tokens and encoded pictures or sounds.
     """
     rows = config.rows
     return split_questions(
@@ -206,10 +201,7 @@ def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> 
 def scores_by_modality(
     model: nn.Module, questions: QuestionRows, batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Return loss, shares of right tokens and right answers, over all questions and by modality.
-
-    model: one that sees or hears. questions: the rows. batch_size: rows in a forward pass.
-    """
+    """Return loss, shares of right tokens and right answers, over all questions and by modality."""
     parts = {"all": questions} | {name: questions.of(name) for name in questions.modalities}
     by_modality: dict[str, dict[str, float]] = {}
     for name, part in parts.items():
@@ -290,7 +282,6 @@ def read_asked(folder: Path) -> Seeing:
 def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRun:
     """Open a finished run on questions about pictures and sounds, with its trained model.
 
-    folder: of the run; report: gets lines of progress.
     Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
     another pretrained model than the training's.
     """

@@ -25,7 +25,6 @@ def write_page(
 ) -> Path:
     """Write a page of questions with their pictures and the run's answers; return its path.
 
-    run: the opened run. answers: one for each question. out: the file.
     Raises: as `write_seen` does, and the processor for what cannot be read.
     """
     items = [_shown(run, q, a) for q, a in zip(questions, answers, strict=True)]
@@ -41,7 +40,6 @@ def write_page(
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
-    """Return a question and its answer as an item of the page."""
     description = "; ".join(run.told(question))
     text = question.question
     if not question.image:

@@ -30,10 +30,7 @@ Tree = dict[str, Any]
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
-    """Return "name=value" texts as a mapping.
-
-    Raises: ConfigError for a text of another form, or a name twice.
-    """
+    """Return "name=value" texts as a mapping.  Raises: ConfigError for other ones, or repeats."""
     values: dict[str, str] = {}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -58,9 +55,8 @@ def known() -> tuple[str, ...]:
 def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
     """Return the settings of a method, changed by the name=value texts of `--set`.
 
-    key: the method's name. settings: such as "experts=4" or "over.rank=8". start: settings to
-    change, None for the defaults. among: names to choose from, None = all that can be done to a
-    model.
+    settings: such as "experts=4" or "over.rank=8". start: settings to change, None for the
+    defaults. among: names to choose from, None = all that can be done to a model.
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """
@@ -107,8 +103,7 @@ def change_of(
 ) -> Change:
     """Return the change that a method makes to a model, at the places that an experiment names.
 
-    config: settings of the method. adapted: says which blocks and modules. classes: their names,
-    stored with an adapter. places: further fields of `Adapt`, such as head=None.
+    places: further fields of `Adapt`, such as head=None.
     """
     # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)
@@ -124,8 +119,8 @@ def change_of(
 def describe_method(method: Any) -> str | dict[str, Any]:
     """Return a method as run.json stores it.
 
-    method: its settings. An adapter is stored with every setting; another method with those that
-    differ from the defaults.
+    An adapter is stored with every setting; another method with those that differ from the
+    defaults.
     """
     method = method.method if isinstance(method, PublishedRecipe) else method
     key = method_key(method)
@@ -221,7 +216,6 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the type of each setting of a method, from the annotation of its field."""
     types = get_type_hints(type(config))
     return {
         name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
@@ -305,8 +299,8 @@ def configured(
 ) -> Any:
     """Build a dataclass from settings in text, as density=0.25,every=10.
 
-    kind, name: of the object to build, such as "schedule" and "rigl", for errors. config: the
-    dataclass. rest: the text. without: settings in it that are left out.
+    kind, name: of the object to build, such as "schedule" and "rigl", for errors. without: settings
+    in it that are left out.
     Raises: UnknownName for a setting that does not exist; ConfigError for an impossible value.
     """
     hints, names = get_type_hints(config), [f.name for f in dataclasses.fields(config)]
@@ -338,8 +332,7 @@ def schedule(text: str | None) -> Any:
 def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
     """Return the keyword of `fit` for a schedule of masks; empty without one.
 
-    text: the schedule, None = none was named; then what a pruner has set to 0 stays 0. method: its
-    settings.
+    text: the schedule, None = none was named; then what a pruner has set to 0 stays 0.
     """
     masks = schedule(text)
     if masks is None and isinstance(method, Pruner) and method.density < 1:
@@ -350,7 +343,7 @@ def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
 def words(config: object, start: object | None = None) -> tuple[str, ...]:
     """Return the `--set` values that turn one method's settings into another's.
 
-    config: the settings to reach; start: those to change, None = the defaults of config's class.
+    start: those to change, None = the defaults of config's class.
     """
     start = type(config)() if start is None else start
     texts: list[str] = []

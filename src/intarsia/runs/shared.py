@@ -48,8 +48,7 @@ class SharedWork:
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
         """Return the result of `make` for these inputs, from memory if it is there.
 
-        kind: a name for results of this sort; the newest few of them stay in memory. inputs:
-        everything that determines the result.
+        kind: a name for results of this sort; the newest few of them stay in memory.
         """
         memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)

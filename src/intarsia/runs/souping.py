@@ -51,12 +51,11 @@ def soup_runs(
 ) -> dict[str, Any]:
     """Write the average of the weights of finished runs (a "model soup") as a run.
 
-    folders: of the runs. out: folder of the new one, to evaluate, predict, report and export.
-    weights: of the average, None = equal. by_val: take runs in, from the best on, as long as the
-    score on the val part does not fall. line: score 11 places on the way between the two runs that
-    are farthest apart, on val, for the report. device: see `device_named`. report: gets lines of
-    progress. Batch norms are counted again on a fifth of the training part. Returns the contents of
-    run.json.
+    out: folder of the new one, to evaluate, predict, report and export. weights: of the average,
+    None = equal. by_val: take runs in, from the best on, as long as the score on the val part does
+    not fall. line: score 11 places on the way between the two runs that are farthest apart, on val,
+    for the report. device: see `device_named`. Batch norms are counted again on a fifth of the
+    training part. Returns the contents of run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, for one run named twice, and for weights with by_val; DataError without a val
     part of its own.
@@ -163,10 +162,7 @@ class Kitchen:
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
     def check_val(self) -> None:
-        """Check that there is a validation part, apart from the training part.
-
-        Raises: DataError.
-        """
+        """Check that there is a validation part of other samples.  Raises: DataError."""
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._as_read("train"), self._as_read("val"))
@@ -200,8 +196,8 @@ class Kitchen:
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the validation scores of (1 - t) a + t b, for the two runs farthest apart.
 
-        states: the runs' tensors. apart: the distance of each pair, with their indices "a" and "b".
-        t takes LINE values from 0 to 1.
+        apart: the distance of each pair, with their indices "a" and "b". t takes LINE values from 0
+        to 1.
         """
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
@@ -226,7 +222,6 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
-    """Check that all runs began with the same weights and have the same parts of the data."""
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

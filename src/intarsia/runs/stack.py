@@ -80,8 +80,8 @@ def stacked(
 ) -> Measured:
     """Apply techniques that make a model cheaper to a copy of it, and measure that copy.
 
-    settings: technique (a key of ENTRIES, as "prune") -> value, such as "0.25". calibration:
-    batches for those that need them. rows: other batches, to measure on.
+    settings: technique (a key of ENTRIES, as "prune") -> value, such as "0.25". rows: other
+    batches, to measure on.
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))
@@ -193,7 +193,7 @@ def stack_of(
     """Measure a model as it is, with the first technique, with the first two, up to all of them.
 
     settings: technique (a key of ENTRIES, as "prune") -> value. calibration: batches for those that
-    need them. rows: batches to measure on. report: gets a line for each measurement.
+    need them.
     """
     names = tuple(settings)
     prefixes = [names[:count] for count in range(len(names) + 1)]
@@ -207,8 +207,8 @@ def stack_of(
 def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
     """Return a sentence for each technique that changes outputs which it claims to preserve.
 
-    table: the measurements. tolerance: largest difference of losses in nats that counts as none.
-    Also a sentence for each combination with outputs that change when its experts are offloaded.
+    tolerance: largest difference of losses in nats that counts as none. Also a sentence for each
+    combination with outputs that change when its experts are offloaded.
     """
     bad: list[str] = []
     for names, measured in table.found.items():

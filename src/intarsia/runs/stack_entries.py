@@ -81,7 +81,6 @@ def _share(text: str) -> float:
 
 
 def _experts_left(on: Stacked, text: str) -> int:
-    """Return how many experts of a layer stay when the share of the text is pruned."""
     first = next(iter(gated_experts(on.model).values()))
     return max(1, round(first.experts * (1 - _share(text))))
 
@@ -244,10 +243,7 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """Record which experts each token is routed to, without the experts that are skipped.
-
-    on: the model so far, with its thresholds for skipping; rows: batches of token ids.
-    """
+    """Record which experts each token is routed to, without the experts that are skipped."""
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts

@@ -68,10 +68,7 @@ class Measured:
 
 
 def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
-    """Measure a model with techniques on it: loss, bytes, operations, cache hits, traffic, times.
-
-    on: the model with its techniques. names: of the techniques. rows: batches to measure on.
-    """
+    """Measure a model with techniques: loss, bytes, operations, cache hits, traffic, times."""
     started = time.process_time()
     sequence_losses = losses(on.model, rows, on.below)
     cpu = time.process_time() - started
@@ -99,8 +96,7 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
     """Return the cross-entropy of each sequence in nats a token, (S,) float64.
 
-    model: a language model. rows: batches of token ids. below: router's path -> ratio of gates
-    below which a token's second expert is skipped.
+    below: router's path -> ratio of gates below which a token's second expert is skipped.
     """
     sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
@@ -144,8 +140,7 @@ def _tensors(on: Stacked) -> dict[str, Tensor]:
 def expected_bytes(on: Stacked) -> int:
     """Compute the bytes of all tensors from their shapes, to check `stored_bytes`.
 
-    on: the model and its experts' format. Two bytes for a number, or for experts what their format
-    states for a matrix of that shape.
+    Two bytes for a number, or for experts what their format states for a matrix of that shape.
     """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(

@@ -54,7 +54,7 @@ def answers_page(
 ) -> Path:
     """Write a page of pictures, as the model reads them, with its answer to each.
 
-    answers: one for each picture. A model with experts over patches gets the page that shows them.
+    A model with experts over patches gets the page that shows them.
     Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):
@@ -72,10 +72,7 @@ def _read(pictures: Sequence[Any], inputs: InputConfig) -> Tensor:
 def _shown(
     pictures: Sequence[Any], answers: Sequence[str], x: Tensor, inputs: InputConfig
 ) -> list[Shown]:
-    """Return each picture of the page: its name, the answer, and what the model reads.
-
-    x: the pictures as the model takes them, (B, 3, H, W).
-    """
+    """Return each picture of the page: its name, the answer, and what the model reads."""
     # pictures without an answer have an empty one
     answers = [*answers, *[""] * (len(pictures) - len(answers))]
     names = [Path(p).name if isinstance(p, str | Path) else "" for p in pictures]

@@ -70,7 +70,7 @@ class OwnProcess:
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one trial's work in the process of this executor, started at the first call.
 
-        work: a function that can be imported by name; inputs: its argument. Returns its result.
+        work: a function that can be imported by name. Returns its result.
         Raises: Died if the process ends before its work does; the work's own error.
         """
         if self._pipe is None:
@@ -150,10 +150,7 @@ class FreshProcess(OwnProcess):
 
 
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
-    """Do the work that comes through a pipe until it closes, as the main loop of a worker process.
-
-    pipe: brings (work, inputs) and takes back (True, result) or (False, error).
-    """
+    """Do the work that comes through a pipe until it closes: the main loop of a worker."""
     os.environ.clear()
     os.environ.update(environment)
     parent = multiprocessing.parent_process()
@@ -169,6 +166,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
     begin(threads)
     while True:
         try:
+            # (work, inputs) come, (True, result) or (False, error) goes back
             work, inputs = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return

@@ -81,8 +81,7 @@ class TextRun:
 def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> TextRun:
     """Open a finished run on texts.
 
-    folder: of the run. as_trained: keep the frozen weights in the dtype of the training; False =
-    float32. report: gets lines of progress.
+    as_trained: keep the frozen weights in the dtype of the training; False = float32.
     """
     experiment = experiments.read(folder)
     record, adapted = read_run(folder).record, experiment.adapted
@@ -126,7 +125,7 @@ def _stdin() -> list[str]:
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
     """Return the prompts of files, "-" for standard input, and of lines.
 
-    opened: the run, which gives the tokenizer; sources: files, "-", or lists of lines.
+    sources: files, "-", or lists of lines.
     Raises: DataError.
     """
     prompts: list[Prompt] = []
@@ -139,8 +138,7 @@ def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list
 def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterator[dict[str, str]]:
     """Yield each prompt with its completion; the likeliest token is taken at each step.
 
-    opened: the run with its model and tokenizer. prompts: with their token ids. tokens: at most so
-    many new ones, fewer where the model ends on its own.
+    tokens: at most so many new ones, fewer where the model ends on its own.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.
     """
     at_least("--tokens", tokens, 1, f"Try {TOKENS}.")

@@ -41,8 +41,8 @@ class LayerSchedule(Protocol):
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
     """Return the mask of the n largest |w| of each m along the pattern's axis, bool.
 
-    weight: w, of any shape; pattern: n, m and the axis. Of equal ones the first is kept. A last
-      group of fewer than m weights keeps n of them, or all it has.
+    weight: w, of any shape. Of equal ones the first is kept. A last group of fewer than m weights
+      keeps n of them, or all it has.
     """
     size = weight.detach().abs().movedim(pattern.axis, -1)
     # padding of -1 loses against every |w|, so that a short last group keeps its own weights
@@ -195,7 +195,6 @@ class Bdwp:
 
 
 def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """Call `forward` of a layer while its weight is `weight`, and restore the weight after it."""
     # past nn.Module's checks: the weight may be a plain tensor here
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]

@@ -93,7 +93,7 @@ class DropAndGrow(MaskSettings):
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return the masks at the start: random ones, or the model's own zeros without a `density`.
 
-        weights: name -> parameter; generator: source of the draw.
+        weights: name -> parameter.
         """
         if self.density is None:
             return FixedMask().begin(weights, generator)
@@ -105,7 +105,7 @@ class DropAndGrow(MaskSettings):
     def due(self, step: int, steps: int) -> bool:
         """Return True if the masks change at this step: every `every` steps until stop * steps.
 
-        step: counted from 0; steps: number in the whole training. A dense model has no changes.
+        step: counted from 0. A dense model has no changes.
         """
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
@@ -126,8 +126,7 @@ class DropAndGrow(MaskSettings):
     ) -> Masks:
         """Exchange the smallest kept weights of each layer for others; return the new masks.
 
-        weights, masks, gradients: by name; gradients: of this step, empty for schedules without
-          them; progress: (step, steps); generator: for random growth.
+        gradients: of this step, empty for schedules without them; progress: (step, steps).
         """
         # the same share in every layer
         share = self.share(*progress)

@@ -54,10 +54,7 @@ class Entries:
     """
 
     def __init__(self, index: Mapping[nn.Parameter, Tensor]) -> None:
-        """Make a short trained vector of some entries of each parameter.
-
-        index: parameter -> flat positions of the entries, (n,) int64, each once.
-        """
+        """Make a short trained vector of some entries of each parameter."""
         self.dense: dict[nn.Parameter, Tensor] | None = None
         self.index = {p: i.to(p.device) for p, i in index.items()}
         self.vectors = {p: nn.Parameter(self._read(p)) for p in self.index}

@@ -89,13 +89,6 @@ class Masked:
     """
 
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
-        """Set the weights outside the masks to 0.
-
-        weights: name -> parameter; partition: its one part says which entries are kept; store:
-          "dense", the optimiser has states for whole weights; "vectors", only for the entries that
-          are kept.
-        Raises: ConfigError for an unknown store, or masks of other weights.
-        """
         if store not in STORES:
             raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")
         # gradients are gathered by hooks of one process, which an all-reduce does not see
@@ -218,11 +211,7 @@ class Masking:
     """
 
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
-        """Choose the first masks of a model's weights, and set the other weights to 0.
-
-        schedule: says which weights are masked, and when masks change; model: has the weights;
-          seed: for the schedule's random draws.
-        """
+        """Choose the first masks of a model's weights, and set the other weights to 0."""
         self.schedule = schedule
         self.generator = torch.Generator().manual_seed(seed)
         self.weights = masked_weights(model, schedule.layers)
@@ -288,11 +277,9 @@ class Masking:
         self._collect_gradients(None)
 
     def _change(self, gradients: Mapping[str, Tensor], progress: tuple[int, int]) -> None:
-        """Let the schedule choose new masks, set them, and record how much changed.
-
-        gradients: by name, empty for a schedule that needs none; progress: (step, steps).
-        """
+        """Let the schedule choose new masks, set them, and record how much changed."""
         unstack = self._unstack
+        # gradients: {} for a schedule that needs none; progress: (step, steps)
         masks = self.schedule.update(
             unstack(self.weights),
             unstack(self.masked.kept),
@@ -364,11 +351,8 @@ class Masking:
         }
 
     def _collect_gradients(self, dense: dict[Any, Tensor] | None) -> None:
-        """Begin to collect the gradients of whole weights in a dict; None = stop.
-
-        dense: parameter -> gradient, is filled. Needed for store="vectors" alone, which otherwise
-          has only the gradients of the entries that are kept.
-        """
+        """Collect the gradients of whole weights, parameter -> gradient, in a dict; None = stop."""
+        # otherwise store="vectors" has only the gradients of the entries that are kept
         if self.masked.entries is not None:
             self.masked.entries.dense = dense
 

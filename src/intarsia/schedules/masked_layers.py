@@ -94,8 +94,7 @@ def _check_table(path: str, table: Any, shared: bool) -> None:
 def matches(path: str, module: nn.Module, glob: str) -> bool:
     """Return True if a glob names this layer.
 
-    path, module: of the layer; glob: a pattern of paths, "1x1" (pointwise convolutions) or "tables"
-      (embeddings).
+    glob: a pattern of paths, "1x1" (pointwise convolutions) or "tables" (embeddings).
     """
     table = isinstance(module, EMBEDDINGS)
     # "*" takes no tables: most batches do not touch most of their rows

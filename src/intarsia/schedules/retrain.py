@@ -34,7 +34,6 @@ class Retrain:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         object.__setattr__(self, "original", tuple(self.original))
         one_of("kind", self.kind, RETRAIN)
         at_least("original", len(self.original), 1)
@@ -65,10 +64,7 @@ class Retrain:
 
 
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
-    """Return the factor of a schedule with a warm-up: half a cosine from 0 to its first value.
-
-    after: f(step, steps) -> multiple of lr, for the rest.
-    """
+    """Return the factor of a schedule with a warm-up: half a cosine from 0 to its first value."""
     # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)
     if not rise:

@@ -51,11 +51,6 @@ class Scored(nn.Module):
     """w -> w m, a parametrization of a weight.  s starts at sqrt(6 / fan_in) w / max |w|."""
 
     def __init__(self, weight: Tensor, density: float) -> None:
-        """Begin with trained scores s = sqrt(6 / fan_in) w / max |w| of a weight w.
-
-        weight: w (out, in, ...), fan_in: numbers in one row of it; density: the share of w that its
-          scores keep.
-        """
         super().__init__()
         largest = float(weight.detach().abs().max()) or 1.0
         # as in HYDRA, scores start proportional to the weights, at the scale of a fresh layer

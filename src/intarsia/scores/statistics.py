@@ -261,10 +261,7 @@ def _add_call(
 
 
 def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
-    """Return the patch of a convolution's input under each output position, (h w, d kh kw).
-
-    x: its input (1, d, H, W); y: its output (1, out, h, w).
-    """
+    """Return the patch of a convolution's input under each output position, (h w, d kh kw)."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     sides: list[int] = []
     for axis in (1, 0):  # F.pad begins with the last one

@@ -62,11 +62,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     _supports_sdpa = True
 
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
-        """Build the decoder with its connectors from a config, or wrap an existing one.
-
-        config: settings of the decoder and the changes made to it; decoder: None = build a new one;
-        its weights are loaded afterwards.
-        """
+        """Build the decoder with its connectors from a config, or wrap an existing one."""
         super().__init__(config)
         # transformers may build on the meta device, but connectors draw their weights
         with torch.device("cpu"):
@@ -79,10 +75,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """Load a folder as transformers does; a weight that is in no file is an error.
-
-        args, options: as transformers takes them. Raises: CheckpointError.
-        """
+        """Load a folder; a weight that is in no file is an error.  Raises: CheckpointError."""
         with_info = options.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded

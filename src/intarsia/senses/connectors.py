@@ -77,7 +77,6 @@ class Projector(nn.Module):
     """
 
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
-        """Build the norm and draw the two linear layers."""
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = draw_linear(width, outputs, generator)
@@ -122,9 +121,9 @@ class Resampler(nn.Module):
 def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
     """Return position encodings of queries and keys, of sines and cosines.
 
-    queries, keys: their numbers; width: of the encoding. If both numbers are squares, places are
-    columns and rows of a grid, each encoded in half of the width; else they are numbers in a row.
-    The keys have the queries' table, resized as a picture is.
+    If both numbers are squares, places are columns and rows of a grid, each encoded in half of the
+    width; else they are numbers in a row. The keys have the queries' table, resized as a picture
+    is.
     Returns (queries, width), (keys, width).
     """
     side, key_side = math.isqrt(queries), math.isqrt(keys)
@@ -178,11 +177,6 @@ class PlainConnector(Connector):
         grid: bool,
         generator: torch.Generator,
     ) -> None:
-        """Build the projector, and the resampler for by="queries".
-
-        vectors: number of those that the language model reads.
-        Raises: ConfigError where means of neighbours cannot make `vectors`.
-        """
         super().__init__(width, outputs)
         self.vectors, self.grid = vectors, grid
         if by == "mlp":
@@ -226,8 +220,7 @@ def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
 def check_pooled(reads: int, vectors: int, grid: bool) -> None:
     """Check that averaging neighbours can turn `reads` vectors into `vectors`.
 
-    reads: number that the encoder returns; grid: they are a square of patches, so that `vectors`
-    must be a square number.
+    grid: they are a square of patches, so that `vectors` must be a square number.
     Raises: ConfigError.
     """
     side = math.isqrt(vectors)

@@ -136,10 +136,7 @@ class Modalities(Senses):
 
 
 def check_decoder(host: nn.Module) -> None:
-    """Check that a model is a plain decoder of transformers that reads no pictures yet.
-
-    Raises: TargetError.
-    """
+    """Check that a model is a plain decoder that reads no pictures.  Raises: TargetError."""
     base: Any = base_of(host)
     config = config_of(base)
     table = base.get_input_embeddings() if isinstance(base, PreTrainedModel) else None
@@ -208,12 +205,7 @@ class Sees:
     """
 
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Replace token ids by embeddings, with the vectors of pictures and sounds at their marks.
-
-        host: the decoder; args, kwargs: arguments of its forward, from which features of pictures
-        and sounds are removed.
-        Returns the new (args, kwargs).
-        """
+        """Replace token ids by embeddings, and marks by the vectors of pictures and sounds."""
         if args:  # positional arguments by their names in the model's forward
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
@@ -254,8 +246,7 @@ def embed_with_senses(
 ) -> tuple[Tensor, Tensor, bool] | None:
     """Embed token ids, and put the vectors of pictures and sounds at their marks, negative ids.
 
-    host: the decoder; ids: (B, T); mask: (B, T), 0 = padding, None = none; inputs: features by
-    name.
+    ids: (B, T); mask: (B, T), 0 = padding, None = none.
     Returns embeddings (B, T, d), mask (B, T), and whether some vectors are masked; None for a
     batch of text alone in a model with connectors that are not trained now.
     Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the
@@ -297,11 +288,8 @@ def _vectors(
     mask: Tensor,
     inputs: Mapping[str, Tensor],
 ) -> Vectors:
-    """Compute the vectors of one modality in a batch, and check that there is one for each mark.
-
-    ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T, d); mask: (B, T), 0 =
-    padding.
-    """
+    """Compute the vectors of one modality in a batch, and check that there is one for each mark."""
+    # ids, mask: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T, d)
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."
         want = f"marks of {', '.join(connectors)} alone"

@@ -149,7 +149,7 @@ class Slime(Senses):
 def check_budget(budget: int | None, whole: int) -> None:
     """Refuse a budget without room for the global view, the separator and one local vector.
 
-    budget: vectors of a picture, None = no limit; whole: vectors of the global view.
+    budget: vectors of a picture, None = no limit.
     Raises: ConfigError.
     """
     if budget is not None and budget < whole + 2:
@@ -161,7 +161,7 @@ def check_budget(budget: int | None, whole: int) -> None:
 def tiled_view(model: nn.Module) -> TiledView:
     """Return the module of `Slime` in a model, which turns pictures into vectors for its decoder.
 
-    model: one to which `Slime` was applied. Raises: ConfigError for any other.
+    Raises: ConfigError for any other.
     """
     view = connectors_of(model).get("image")
     if not isinstance(view, TiledView):
@@ -176,8 +176,8 @@ def tiled_view(model: nn.Module) -> TiledView:
 def set_budget(model: nn.Module, budget: int | None) -> None:
     """Set how many vectors a picture may have from now on, in place.
 
-    model: one with `Slime`; budget: the number, None = as many as `top_p` selects. Make the
-    processor's rows afterwards: the number of placeholder tokens follows the budget.
+    budget: the number, None = as many as `top_p` selects. Make the processor's rows afterwards: the
+    number of placeholder tokens follows the budget.
     Raises: ConfigError for a budget without room for the global view and one local vector.
     """
     view = tiled_view(model)
@@ -195,10 +195,6 @@ class TiledView(Connector):
     def __init__(
         self, settings: Slime, width: int, outputs: int, generator: torch.Generator
     ) -> None:
-        """Build the modules: projector, two resamplers, gate and separator.
-
-        settings: the `Slime`; generator: the source of first weights and of the gate's noise.
-        """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"
         self.projector = Projector(width, outputs, generator=generator)
@@ -312,10 +308,7 @@ class TiledView(Connector):
         return Vectors(torch.cat(rows), lengths, torch.cat(masks))
 
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
-        """Return the mask of a picture's local vectors that are read, (n,) bool.
-
-        local: (n, d), vectors of the tiles.
-        """
+        """Return the mask of a picture's local vectors (of its tiles) to read: (n,) bool."""
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
             s = self.scores(local, embeds, torch.zeros(1, dtype=torch.bool, device=local.device))
@@ -325,10 +318,8 @@ class TiledView(Connector):
         return select_largest(s.detach(), self.settings.top_p, capacity)
 
     def _hide(self, is_read: Tensor, selected: Tensor) -> None:
-        """Clear, in `is_read`, the vectors of a picture that the language model must not read.
-
-        is_read: (vectors,) bool, in the order global view, separator, tiles; changed in place.
-        """
+        """Clear, in `is_read`, the vectors of a picture that the language model must not read."""
+        # in the order global view, separator, tiles
         overview = self.settings.whole
         if self.budget is None:
             is_read[overview + 1 :] = selected
@@ -360,7 +351,7 @@ def select_largest(s: Tensor, top_p: float, capacity: int | None) -> Tensor:
 def selection(model: nn.Module, row: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the scores and the selected local vectors of each picture in a processor's row.
 
-    model: one with `Slime`; row: one sample with `input_ids`, `image`, `image_views` and `asked`.
+    row: one sample with `input_ids`, `image`, `image_views` and `asked`.
       Returns for each picture (tiles, queries) float and bool, tiles row by row; nothing for a
       picture without tiles.
     """

@@ -197,7 +197,7 @@ class ModalityRouter(TopKRouter):
 def by_modality(model: nn.Module, forced: bool = True) -> Iterator[None]:
     """Send each sample to its modality's expert while the context is open.
 
-    model: all its modality routers are switched; forced: False = route as the gate says.
+    forced: False = route as the gate says.
     """
     routers = [m for m in model.modules() if isinstance(m, ModalityRouter)]
     for router in routers:

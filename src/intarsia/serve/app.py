@@ -45,7 +45,6 @@ class Application:
         limits: Limits | None = None,
         hosts: tuple[str, ...] = LOCAL,
     ) -> None:
-        """Build the routes and the threads that compute answers."""
         self.limits = limits or Limits()
         self.served_models = ServedModels(models)
         self.generations = Generations(models, self.limits)
@@ -76,7 +75,6 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request by the routes."""
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
             await self.router(scope, receive, send)
@@ -109,11 +107,9 @@ class Application:
         return StreamingResponse(_events(answer.events()), 200, headers, "text/event-stream")
 
     async def _models(self, _: Request) -> Response:
-        """Answer with the list of models."""
         return JSONResponse({"object": "list", "data": self.served_models.listed()})
 
     async def _model(self, request: Request) -> Response:
-        """Answer with the fields of one model, which the path names."""
         name = self.served_models.find(request.path_params["name"]).name
         return JSONResponse(
             next(fields for fields in self.served_models.listed() if fields["id"] == name)

@@ -82,7 +82,6 @@ class ChoicesRequest:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, index: int, prompt: int, news: asyncio.Queue[Any]) -> None:
-        """Generate one choice, and put its increments, or its error, into a queue."""
         try:
             async with aclosing(self._increments(index, prompt)) as steps:
                 async for step in steps:
@@ -91,7 +90,6 @@ class ChoicesRequest:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
-        """Generate one choice, and yield its increments."""
         ids, sampling = self.prompts[prompt], self.sampling[index]
         served, record = self.generation.served, current()
         tokenizer: Any = served.tokenizer
@@ -166,17 +164,14 @@ class AnswerText:
         return out
 
     def _begins_stop_text(self, text: str) -> bool:
-        """Return True if a stop text begins with this text."""
         return any(stop.startswith(text) for stop in self.stops)
 
 
 class _AnswerParser:
-    """Parser of text into content, thoughts and calls of tools, by rules that come with the model.
-
-    Text that does not fit the rules, such as a call that is no JSON, is content.
-    """
+    """Parser of text into content, thoughts and calls of tools, by the model's own rules."""
 
     def __init__(self, tokenizer: Any, model: Any, ids: list[int], tools: list[Any] | None) -> None:
+        # text that does not fit the rules, such as a call that is no JSON, is content
         self.parser = build_response_parser(tokenizer, model, ids, tools=tools)
 
     @property
@@ -212,5 +207,4 @@ class _AnswerParser:
 
 
 def _has_call(parts: list[Any]) -> bool:
-    """Return True if one of the parts is a call of a tool."""
     return any(isinstance(part, ToolCall) for part in parts)

@@ -20,10 +20,6 @@ class Counters:
     """Counters of one server; nothing is global."""
 
     def __init__(self, served_models: ServedModels) -> None:
-        """Create all counters of one server.
-
-        served_models: their offloaded experts are counted, too.
-        """
         # a registry of its own: two servers in one process would share the global one's counters
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "intarsia"}

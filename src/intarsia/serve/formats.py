@@ -32,10 +32,7 @@ class Completions:
     """
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any], route: str) -> None:
-        """Start an answer: its id, its time and the fields that all its events share.
-
-        ask: the checked request; parameters: the JSON of its body; route: `COMPLETIONS` or `CHATS`.
-        """
+        """Start an answer: its id, its time and the fields that all its events share."""
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer

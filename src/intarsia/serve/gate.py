@@ -45,11 +45,8 @@ class RequestGate:
         hosts: tuple[str, ...] = (),
         connections: Connections | None = None,
     ) -> None:
-        """Wrap an ASGI application.
-
-        counters: count each request; connections: of the server, None = no limit.
-        """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
+        # None = no limit
         self.connections = connections or Connections(0, 0, lambda _: None)
         self.turns = Turns(limits.at_once, limits.queue)
         self.cut, self.ending = 0, False
@@ -81,10 +78,7 @@ class RequestGate:
                 end.set_result(Refused(503, text))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Carry out a request; every error becomes an answer, a log line and a count.
-
-        scope, receive, send: of ASGI, the interface between servers and applications.
-        """
+        """Carry out a request; every error becomes an answer, a log line and a count."""
         # neither lifespan events nor web sockets
         if scope["type"] != "http":
             return
@@ -202,7 +196,6 @@ class RequestGate:
             await self.app(scope, receive, send)
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """Return the whole body of a request; scope, receive: of ASGI."""
         limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
         # the header may be absent or false: what counts is what arrives
@@ -238,17 +231,13 @@ class RequestGate:
 
 
 class _Answer:
-    """Answer on its way to a client; it records status and end.
-
-    send: of ASGI; gate: of the server; connection: the client's. status: 0 before it is sent;
-    stream: it is a stream of events; over: all of it was sent; patience: seconds that are left for
-    the client to take its answer, of all pieces together.
-    """
+    """Answer on its way to a client; it records status, 0 before it is sent, and end."""
 
     def __init__(self, send: Any, gate: RequestGate, connection: Connection) -> None:
         self.send, self.gate, self.connection = send, gate, connection
         self.status, self.stream, self.over = 0, False, False
         self.began = asyncio.get_running_loop().time()
+        # seconds that are left for the client to take its answer, of all pieces together
         self.patience = gate.limits.arrival
 
     async def __call__(self, message: Message) -> None:

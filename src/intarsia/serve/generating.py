@@ -62,7 +62,6 @@ class Generation:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of an answer; closing the generator stops the request.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended by an error.
         """
         if not self.alive():
@@ -155,11 +154,7 @@ class Generation:
 
 
 class _Streamer:
-    """Receiver of the tokens of transformers' `generate`.
-
-    It gets the prompt first, then each new token, which it passes to `send`; logits: has recorded
-    their log-probabilities.
-    """
+    """Receiver of the tokens of transformers' `generate`: the prompt first, then each new token."""
 
     def __init__(self, logits: RequestLogits, send: Callable[[NewToken], None]) -> None:
         self.logits, self.send, self.prompt = logits, send, True

@@ -77,10 +77,9 @@ def open_models(
     sources: name -> what `open_language_model` takes, or a folder of `pack_experts`.  adapters:
     name -> folder, of `intarsia.save`, PEFT or a run.
     slots: number, share or size of experts in memory, see `offload`; a folder of `pack_experts` has
-    all of them in memory if it is not given. policy: which experts stay.
+    all of them in memory if it is not given.
     context: tokens of prompt and answer at most, where the model has room for more.
     dtype: of a resident model's weights; "auto" for its file's dtype.
-    progress: is given a line of text for each step.
     An adapter is a model of its own: its modules are copies, its weights the model's own, so
     that no request has to wait for another adapter to be switched off. A folder that changes the
     model itself, such as a pruned one or one with spans, gets a copy of the weights, too. One
@@ -157,10 +156,7 @@ def _trunk(
 
 
 def twin(model: nn.Module, weights: bool = False) -> Any:
-    """Copy a model's modules, which share weights, buffers and resident experts with the original.
-
-    weights: copy weights and buffers, too.
-    """
+    """Copy a model's modules; weights, buffers and resident experts are the original's."""
     shared = () if weights else (*model.parameters(), *model.buffers())
     # deepcopy takes objects of its memo for copies: weights, and slots with their cache stay shared
     memo: dict[int, Any] = {id(t): t for t in shared}

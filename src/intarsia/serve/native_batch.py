@@ -22,18 +22,15 @@ PIECE = 256  # tokens of a prompt that torch's products compute between two toke
 
 @dataclass
 class _SlotRequest:
-    """Request in the batch.
-
-    ids: tokens of the prompt; draw: draws its tokens. send: function that gets each token; None at
-    the end, or an error; called from the batch's thread.
-    abandoned: the client has left.  slot: its place in the cache; read: tokens of the prompt in it.
-    """
+    """Request in the batch, with its place in the cache and the number of prompt tokens in it."""
 
     ids: list[int]
     draw: TokenDraw
     last: frozenset[int]  # tokens that end an answer
     tokens: int  # of the answer, at most
+    # gets each token, None at the end, or an error; called from the batch's thread
     send: Callable[[Any], object]
+    # the client has left
     abandoned: bool = False
     slot: int = -1
     read: int = 0
@@ -51,10 +48,7 @@ class NativeBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
-        """Start the thread that computes all requests of a model.
-
-        served: the model; limits: `at_once` is the number of requests at a time.
-        """
+        """Start the thread that computes all requests of a model, `limits.at_once` at a time."""
         self.served, self.slots = served, min(limits.at_once, SLOTS)
         self.waiting, self.running = deque[_SlotRequest](), list[_SlotRequest]()
         self.free = list(range(self.slots))
@@ -70,7 +64,6 @@ class NativeBatch:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of a request; closing the generator stops it.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended.
         """
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
@@ -167,12 +160,10 @@ class NativeBatch:
             self._draw(request, row)
 
     def _draw(self, request: _SlotRequest, logits: Any) -> None:
-        """Draw a request's next token and send it, and release the request after its last one.
-
-        logits: (V,); where they are no numbers, this request is refused, and others continue.
-        """
+        """Draw a request's next token and send it, and release the request after its last one."""
         try:
             token = request.draw(logits)
+        # logits that are no numbers: this request is refused, others continue
         except Refused as refusal:
             self._send(request, refusal)
             self._release(request)

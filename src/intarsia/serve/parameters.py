@@ -63,10 +63,7 @@ def number(low: float, high: float) -> Check:
 
 
 def integer(low: int, high: int | Callable[[Limits], int]) -> Check:
-    """Return a check for a whole number between low and high.
-
-    high: a number, or a function of the server's limits.
-    """
+    """Return a check for a whole number between low and high."""
 
     def check(name: str, value: Any, limits: Limits) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -91,7 +88,7 @@ def only(*values: object) -> Check:
 def stops(name: str, value: Any, limits: Limits) -> None:
     """Check stop texts: one text, or a list of up to four.
 
-    name: the parameter's; value: from the request; limits: unused, other checks need them.
+    limits: unused, other checks need them.
     Raises: Refused.
     """
     words = [value] if isinstance(value, str) else value
@@ -107,7 +104,7 @@ def stops(name: str, value: Any, limits: Limits) -> None:
 def bias(name: str, value: Any, limits: Limits) -> None:
     """Check `logit_bias`: {"token id": number from -100 to 100}.
 
-    name: the parameter's; value: from the request; limits: unused, other checks need them.
+    limits: unused, other checks need them.
     Raises: Refused.
     """
     if not isinstance(value, dict):
@@ -124,7 +121,7 @@ def bias(name: str, value: Any, limits: Limits) -> None:
 def stream_options(name: str, value: Any, limits: Limits) -> None:
     """Check `stream_options`: an object of two booleans.
 
-    name: the parameter's; value: from the request; limits: unused, other checks need them.
+    limits: unused, other checks need them.
     Raises: Refused.
     """
     if not isinstance(value, dict):
@@ -138,7 +135,7 @@ def stream_options(name: str, value: Any, limits: Limits) -> None:
 def tools(name: str, value: Any, limits: Limits) -> None:
     """Check a list of functions that the model may call.
 
-    name: the parameter's; value: from the request; limits: unused, other checks need them.
+    limits: unused, other checks need them.
     Raises: Refused.
     """
     if not isinstance(value, list):
@@ -160,7 +157,7 @@ def tools(name: str, value: Any, limits: Limits) -> None:
 def template(name: str, value: Any, limits: Limits) -> None:
     """Check arguments for the chat template, which may not replace those that the server passes.
 
-    name: the parameter's; value: from the request; limits: unused, other checks need them.
+    limits: unused, other checks need them.
     Raises: Refused.
     """
     if not isinstance(value, dict):
@@ -293,7 +290,6 @@ def names(route: str) -> Collection[str]:
 def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, Any]:
     """Return a request's parameters, checked, without those that are null (their default).
 
-    body: JSON of the request; route: its name, as `CHATS`; limits: of the server.
     Raises: Refused for a name that the route does not know, and for a value that is wrong or not
     supported.
     """

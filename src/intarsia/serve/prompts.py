@@ -26,7 +26,6 @@ def of_completion(
 ) -> list[list[int]]:
     """Return the token ids of each prompt of a request for completions.
 
-    parameters: of the request; served: the model; limit: most prompts.
     Raises: Refused for anything but texts and ids.
     """
     prompt = parameters.get("prompt")
@@ -69,7 +68,6 @@ def of_chat(
 ) -> tuple[list[int], list[Any] | None]:
     """Return the token ids of a chat by the model's template, and the tools it was given.
 
-    messages: for the template; parameters: of the request; served: the model.
     Raises: Refused for a model without a template, tools that its template does not read, and
     messages that the template itself refuses.
     """

@@ -33,7 +33,7 @@ class RequestReader:
     def read(self, raw: bytes, route: str) -> tuple[ChoicesRequest, dict[str, Any]]:
         """Read the body of a request; return the choices to generate, and its parameters.
 
-        raw: bytes of the body; route: name of the path, as `CHATS`. Raises: Refused.
+        route: name of the path, as `CHATS`. Raises: Refused.
         """
         body = parsed(raw)
         if body.get("model") is None:
@@ -69,7 +69,6 @@ class RequestReader:
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return the sampling settings of each choice for one prompt."""
         served = generation.served
         config = configured(served.model.generation_config, parameters)
         config.max_new_tokens = self._token_room(parameters, len(ids), served.context)
@@ -95,7 +94,6 @@ class RequestReader:
         ]
 
     def _token_room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
-        """Return the most new tokens that an answer may have."""
         name = next((name for name in TOKENS if name in parameters), None)
         tokens = parameters[name] if name is not None else 1
         if prompt == 0:
@@ -110,10 +108,7 @@ class RequestReader:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Return the object of a request's body.
-
-    Raises: Refused, 400, for anything but a JSON object in UTF-8.
-    """
+    """Return the JSON object of a request's body, in UTF-8.  Raises: Refused, 400."""
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is no JSON")

@@ -26,7 +26,6 @@ class Responses:
     """
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any]) -> None:
-        """Start an answer: its id, its time and the fields that all its events share."""
         # number: of the next event; open: kind of the item that parts go into, "" for none
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
@@ -180,7 +179,6 @@ class Responses:
 
 
 def _usage(record: Request) -> Json:
-    """Return the counts of tokens of a request, as responses report them."""
     return {
         "input_tokens": record.prompt,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

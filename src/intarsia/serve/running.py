@@ -60,7 +60,6 @@ class Server(uvicorn.Server):
     """Server of uvicorn that finishes the requests it has admitted before it ends."""
 
     def __init__(self, app: Application) -> None:
-        """Configure uvicorn for an application, by its limits."""
         limits = app.limits
         config = uvicorn.Config(
             app,

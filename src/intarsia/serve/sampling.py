@@ -85,8 +85,8 @@ class NewToken:
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
     """Return a model's generation settings with the temperature and top_p of a request.
 
-    defaults: the model's settings; parameters: of the request. If the request has neither, the
-    model's settings stay; temperature 0 takes the most probable token.
+    If the request has neither, the model's settings stay; temperature 0 takes the most probable
+    token.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)
@@ -114,12 +114,7 @@ class RequestLogits(LogitsProcessor):
         self.raw: Tensor | None = None  # (V,)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return the logits (1, V) with bias and penalties.
-
-        input_ids: (1, n), prompt and new tokens; scores: (1, V), the model's logits. The penalty of
-        a token is frequency * count + presence * (count > 0), with its count among the new tokens.
-        Raises: Refused, 500, for NaN or infinity.
-        """
+        """Return the logits (1, V) with bias and penalties; Refused, 500, for NaN or infinity."""
         sampling = self.sampling
         if not is_number(scores):
             raise broken("The model's logits are not finite.")
@@ -132,6 +127,7 @@ class RequestLogits(LogitsProcessor):
             count = torch.zeros_like(scores[0]).index_add_(
                 0, drawn, torch.ones_like(drawn, dtype=scores.dtype)
             )
+            # frequency * count + presence * (count > 0), of a token's count among the new ones
             penalty = sampling.frequency * count + sampling.presence * (count > 0)
             scores = scores - penalty
         if sampling.bias:
@@ -156,10 +152,7 @@ class TokenDraw:
     """
 
     def __init__(self, sampling: Sampling, ids: Sequence[int]) -> None:
-        """Prepare a request's changes of logits, and its random numbers.
-
-        sampling: settings of the request; ids: tokens of the prompt.
-        """
+        """Prepare a request's changes of logits, and its random numbers."""
         config = sampling.config
         self.logits, self.sample = RequestLogits(sampling, len(ids)), bool(config.do_sample)
         self.ids, self.generator = list(ids), None

@@ -44,7 +44,6 @@ class Limits:
         return self.at_once + self.queue + 256
 
     def __post_init__(self) -> None:
-        """Check each limit.  Raises: ConfigError."""
         check(self)
 
 

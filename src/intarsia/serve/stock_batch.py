@@ -33,11 +33,7 @@ class StockBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits, config: GenerationConfig) -> None:
-        """Start transformers' continuous batching for a model.
-
-        served: the model; limits: on requests at a time and tokens; config: generation settings,
-        for the end tokens.
-        """
+        """Start transformers' continuous batching for a model."""
         # settings of the whole batch; length and end tokens come with each request
         ends = config.eos_token_id
         plain = GenerationConfig(do_sample=False, eos_token_id=ends, max_new_tokens=1)
@@ -53,7 +49,6 @@ class StockBatch:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of a request; closing the generator stops it.
 
-        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, if the batch has ended.
         """
         # a name of our own, since clients choose theirs
@@ -93,7 +88,6 @@ class StockBatch:
 
 
 def _settings(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
-    """Return settings of transformers' batch for a model, by the number of requests."""
     if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)
     # whole contexts of four requests; more wait until pages are free

@@ -33,8 +33,7 @@ class Turns:
     def check_room(self, host: str) -> None:
         """Check that a new request finds room.
 
-        host: address of its client. Raises: Refused, 429, if the queue is full and nobody in it
-        gives way.
+        Raises: Refused, 429, if the queue is full and nobody in it gives way.
         """
         is_full = self.running >= self.at_once and len(self.line) >= self.queue
         if is_full and self._gives_way(host) is None:

@@ -21,8 +21,7 @@ def command(
 ) -> list[str]:
     """Return the words of the command `vllm serve` for a stock folder and plain LoRA adapters.
 
-    name: of the model in requests; folder: of the model; adapters: name -> folder; host, port: to
-    listen on.
+    adapters: name -> folder.
     Raises: ConfigError for what vLLM cannot read: packed experts, adapters that are not plain LoRA.
     """
     checkpoint = Path(folder)

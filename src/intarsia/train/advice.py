@@ -19,8 +19,7 @@ def advice(
 ) -> list[str]:
     """Return lines about a training that did not learn, or answers the common classes alone.
 
-    record: content of run.json.  history: lines of metrics.jsonl.  scores: of the test part, or of
-    the validation part where there is no test.
+    scores: of the test part, or of the validation part where there is no test.
     """
     lines = _flat_loss(record, history)
     if not isinstance(scores, Metrics) or len(scores.labels) < FEWEST:

@@ -32,8 +32,7 @@ def has_batch_norms(model: nn.Module) -> bool:
 def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Compute the running mean and variance of every batch norm again, over these inputs.
 
-    batches: inputs of the model. Nothing else of the model changes. The forwards are in
-      training mode, without a gradient.
+    Nothing else of the model changes. The forwards are in training mode, without a gradient.
     """
     if has_batch_norms(model):
         with modes_kept(model):

@@ -64,10 +64,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """Put tensors back into the JSON that `flatten` returned: its inverse.
-
-    tree: the JSON; tensors: path -> tensor.
-    """
+    """Put tensors back into the JSON that `flatten` returned: its inverse."""
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
     if not isinstance(tree, dict):
@@ -106,8 +103,8 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
     """Write a checkpoint from several processes: each writes its own experts, the first the rest.
 
-    Called by every process. folder: of the checkpoints; state: as in `save`, in which a `Piece` is
-    this process's part of a weight; group: of the processes, None = all.
+    Called by every process. state: as in `save`, in which a `Piece` is this process's part of a
+    weight; group: of the processes, None = all.
     Raises: as `save`, in all of them; TrainingError where one is gone.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
@@ -152,7 +149,6 @@ def latest(folder: Path) -> Path | None:
 
 
 def _complete_saves(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints in a folder, number -> path."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
     return {int(match[1]): path for path, match in named.items() if match}
@@ -189,12 +185,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _digest(entries: Any) -> str:
-    """Return the SHA-256 of a manifest's entries."""
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a checkpoint that cannot be read.  got: its damage."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,

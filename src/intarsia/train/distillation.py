@@ -57,9 +57,8 @@ def distill(
     in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
     batch's device, and is otherwise as before.
 
-    model: the student in training; x: inputs of the batch; loss_of: logits -> the task's loss;
-    teacher: has the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
-    beta: 0 or more; temperature: T above 0.
+    loss_of: logits -> the task's loss; teacher: has the model's classes or vocabulary, as given to
+    `intarsia.experts.student_of`; beta: 0 or more; temperature: T above 0.
     Without a batch, distill(teacher), it is the objective of that teacher:
     `intarsia.fit(student, train, objective=distill(teacher, temperature=2.0))`.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
@@ -81,7 +80,6 @@ def distill(
 
 
 def _only(teacher: nn.Module | None, model: nn.Module | None) -> nn.Module:
-    """Return the one teacher of an objective.  Raises: ConfigError for none, and for two models."""
     if (teacher is None) == (model is None):
         got = "none" if teacher is None else "two models and no batch"
         raise ConfigError("teacher", got=got, want="a model", fix=TEACHER)
@@ -93,8 +91,8 @@ def _only(teacher: nn.Module | None, model: nn.Module | None) -> nn.Module:
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:
     """Return the logits of a teacher for a batch.
 
-    x: the batch's inputs. The teacher is in evaluation mode, without a gradient, and its mixtures
-      drop no token; it is moved to the inputs' device.
+    The teacher is in evaluation mode, without a gradient, and its mixtures drop no token; it is
+    moved to the inputs' device.
     """
     # the loop knows the student only, and does not move the teacher
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)

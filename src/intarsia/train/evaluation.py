@@ -68,10 +68,9 @@ def each(
     """Run a model over a dataset and return what `rows_of` computes from each batch.
 
     rows_of: function of the output and the batch, which returns tensors with one row for each
-      sample; these are returned for all samples, on the CPU, in the dataset's order. task: says how
-      samples become a batch; batch_size: samples in a forward; workers: processes that load data;
-      watch: called before each batch. With several processes each computes a share, and all get the
-      rows of the whole set.
+      sample; these are returned for all samples, on the CPU, in the dataset's order. watch: called
+      before each batch. With several processes each computes a share, and all get the rows of the
+      whole set.
     Raises: DataError for an empty dataset.
     """
     count = size_of(dataset)

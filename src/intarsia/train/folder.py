@@ -68,10 +68,7 @@ class Write(Protocol):
         parts: WholeModel | None = None,
         /,
     ) -> object:
-        """Write the trained model and the record of its run into a folder.
-
-        parts: given if the experts are on several processes; then all of them call this.
-        """
+        """Write the trained model and its run's record; parts: of experts on several processes."""
 
 
 class Log:
@@ -219,10 +216,10 @@ def write_results(
 ) -> None:
     """Write the results of a run: adapter/, predictions.safetensors, and run.json as the last.
 
-    A folder with run.json is therefore complete. out: the run's folder; record: content of
-    run.json; split: part of the data that `metrics` are of. write: puts the trained model into a
-    folder, None where adapter/ was written already. evaluated: the dataset of that part; its
-    samples get numbers in the predictions, so that runs can be compared sample by sample.
+    A folder with run.json is therefore complete. split: part of the data that `metrics` are of.
+    write: puts the trained model into a folder, None where adapter/ was written already. evaluated:
+    the dataset of that part; its samples get numbers in the predictions, so that runs can be
+    compared sample by sample.
     """
     if write is not None:
         write(model, out / ADAPTER, record)

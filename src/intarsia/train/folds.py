@@ -9,7 +9,6 @@ def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Deal items at random into folds, each class evenly; return the fold of each, (n,).
 
     labels: (n,) class numbers, or (n, classes) of 0 and 1; then each set of labels is dealt evenly.
-    folds: their number; seed: of the deal.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     # Equal rows of labels are one kind, also with several labels a picture.

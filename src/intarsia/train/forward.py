@@ -30,8 +30,7 @@ def wrapped(
     draws are kept until the next step, so that both computations of a forward have the same
     experts.
     running: has `recompute`, `compile`, and `seat`, a run's place among runs that step together;
-      accelerator: the processes; meter: counts what processes on CPUs send of gradients, and wait
-      for.
+      meter: counts what processes on CPUs send of gradients, and wait for.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     # random routers draw for the joined batch and take their own rows: as in one process
@@ -66,11 +65,10 @@ def wrapped(
 def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average the gradients of W processes, always added up in the order of the processes.
 
-    It is the communication hook of DistributedDataParallel. bucket: gradients of several
-    parameters; meter: counts bytes and waiting. It sends 2 (W - 1) / W of the bucket: a part to the
-    process that adds it up, and back. In the usual sum over a ring the order depends on the place
-    in a bucket, and the buckets are filled otherwise after a run's first step: a resumed run would
-    end with other bits.
+    It is the communication hook of DistributedDataParallel. meter: counts bytes and waiting. It
+    sends 2 (W - 1) / W of the bucket: a part to the process that adds it up, and back. In the usual
+    sum over a ring the order depends on the place in a bucket, and the buckets are filled otherwise
+    after a run's first step: a resumed run would end with other bits.
     """
     flat, world = bucket.buffer(), dist.get_world_size()
     # step 1: part p of the bucket goes to process p, from all the others

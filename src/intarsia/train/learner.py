@@ -48,11 +48,7 @@ class Learner:
         accelerator: Accelerator,
         task: Task,
     ) -> None:
-        """Build the optimiser and what else a step needs: masks, weight average, loss scale.
-
-        forward: the model as it is called in training, such as its compiled or distributed wrapper;
-        objective: computes a batch's loss from the task's.
-        """
+        """Build the optimiser and what else a step needs: masks, weight average, loss scale."""
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
         # masks come first: the optimiser may then hold only the unmasked entries of weights
@@ -85,7 +81,6 @@ class Learner:
     def remember(self, samples: int) -> None:
         """Prepare to store a value for each training sample, if the objective compares epochs.
 
-        samples: number of training samples.
         Raises: ConfigError in several processes: each would see other samples.
         """
         if not isinstance(self.objective, OnePass):
@@ -106,8 +101,8 @@ class Learner:
         """Take one optimiser step; return lr, loss, accuracy and the loss's parts, to be logged.
 
         batches: parts of the step's batch; their gradients are added up; step: number from 0;
-          steps: in the whole training; positions: for each part the numbers of its samples in the
-          training data, for an objective that stores something for each.
+          positions: for each part the numbers of its samples in the training data, for an objective
+          that stores something for each.
         Raises: TrainingError if the loss or a gradient is not finite; the parameters are then those
           before the step.
         """
@@ -160,7 +155,6 @@ class Learner:
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:
-        """Raise TrainingError if the processes do not all have the same masks."""
         if self.masking and self.accelerator.num_processes > 1:
             digests = gather_object([self.masking.digest()])
             if len(set(digests)) > 1:
@@ -188,10 +182,7 @@ class Learner:
             return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
-        """Compute the loss of one part of a batch and add its gradients; returns the values to log.
-
-        batch: (inputs, target).
-        """
+        """Compute the loss of a part of a batch and add its gradients; return the logged values."""
         device = self.accelerator.device
         self.task.check(batch[1])
         batch = to_device(batch[0], device), batch[1].to(device, non_blocking=True)
@@ -238,8 +229,8 @@ class Learner:
     def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
         """Move experts between processes, if the strategy of expert parallelism plans it now.
 
-        step: number of steps done; best: path -> value of the weights in the best epoch, which are
-          moved along, as are the optimiser's states.
+        best: path -> value of the weights in the best epoch, which are moved along, as are the
+          optimiser's states.
         """
         for path, weight, move in self.parts.moves(step):
             for key, value in self.optimizer.state.get(weight, {}).items():

@@ -65,7 +65,6 @@ class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
     def __init__(self, job: Job) -> None:
-        """Store what to train (model, task, data, settings) and begin at step 0."""
         self.job, self.model, self.task = job, job.model, job.task
         self.train_set, self.val, self.test = job.sets
         self.training, self.recipe, self.how = job.training, job.recipe, job.running
@@ -148,7 +147,7 @@ class Loop:
     def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
         """Distribute the model's experts over the processes in the context, if that is set.
 
-        ranks: the processes. Yields this process's part of the model.
+        Yields this process's part of the model.
         Raises: TrainingError inside, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
@@ -157,7 +156,6 @@ class Loop:
             yield self.parts
 
     def _distributed(self) -> AbstractContextManager[WholeModel]:
-        """Return the context in which the model's experts are distributed over the processes."""
         parallel, recipe = self.how.parallel, self.job.recipe
         # settings that need all weights in one process
         conflicts = {
@@ -340,7 +338,6 @@ class Loop:
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
-        """Score the model on a whole dataset."""
         # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
@@ -362,10 +359,7 @@ class Loop:
         track(self.ranks, line)
 
     def _stop_and_save(self, since: float) -> tuple[bool, bool]:
-        """Return two flags, the same in every process: stop now, and write a checkpoint now.
-
-        since: seconds since the last checkpoint.
-        """
+        """Return two flags, the same in every process: stop now, and write a checkpoint now."""
         running = self.how
         due = (
             running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0

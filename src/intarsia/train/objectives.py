@@ -194,10 +194,7 @@ def _step(model: nn.Module, interval: int) -> int:
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
-    """Return the mean of values over tokens that are not padding.
-
-    values: (B, T); x: the batch's inputs; their `attention_mask` marks the padding.
-    """
+    """Return the mean of values (B, T) over tokens that are not padding."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     if mask is None or mask.shape != values.shape:
         return values.mean()

@@ -62,12 +62,9 @@ class Memory:
     def _objective(
         self, positions: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf
     ) -> Outcome:
-        """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2.
-
-        f_now, f_before: logits (classes,) of a sample, now and in the epoch before; a sample
-        without earlier logits adds 0; positions: (B,) of the batch's samples in the training data,
-        where their logits are stored.
-        """
+        """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2."""
+        # f_now, f_before: logits of a sample, now and in the epoch before; positions: (B,) of the
+        # samples in the training data, where their logits are stored
         now = logits_of(model, x)  # (B, classes)
         if now.ndim != 2 or len(now) != len(positions):
             got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"

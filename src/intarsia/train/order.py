@@ -70,10 +70,7 @@ class Order:
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
-        """Return the positions of one share of a batch, which one process computes.
-
-        batch: positions of all its samples; share: number of the share.
-        """
+        """Return the positions of one share of a batch, which one process computes."""
         size = len(batch) // self.shares
         return tuple(batch[share * size : (share + 1) * size])
 
@@ -122,11 +119,7 @@ class Reader(Dataset[Batch]):
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Return a batch, (inputs, target).
-
-        key: an epoch, and the positions of the samples. Random transforms are seeded by epoch and
-          position, so that a sample does not depend on the worker that reads it.
-        """
+        """Return a batch, (inputs, target), of an epoch and the positions of its samples."""
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them
@@ -135,6 +128,7 @@ class Reader(Dataset[Batch]):
             return tensors if task is None else task.batch(*tensors)
         items = []
         for position in positions:
+            # a sample's random transforms do not depend on the worker that reads it
             with seeded_cpu(mix(self.seed, epoch, position)):
                 items.append(_sample_at(self.dataset, epoch, position))
         if task is None:
@@ -275,8 +269,7 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
     """Yield the batches of the keys, in their order.
 
-    reader: the dataset; keys: (epoch, positions) of each batch; workers: processes that load data,
-      0 = this one.
+    keys: (epoch, positions) of each batch; workers: processes that load data, 0 = this one.
     Raises: TrainingError if a worker process fails.
     """
     if workers and keys:

@@ -35,8 +35,7 @@ def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def cast_frozen(model: nn.Module, precision: str) -> None:
     """Convert frozen weights to the type of computation; norms and all adapters stay float32.
 
-    precision: "fp32", "bf16" or "fp16". The change is lossy and stays after training. A
-      mixed-precision norm needs float32 weights.
+    The change is lossy and stays after training. A mixed-precision norm needs float32 weights.
     """
     dtype = DTYPES[precision]
     if dtype == torch.float32:
@@ -70,8 +69,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     """Return timm's attention layers that are faster without fused attention.
 
     On a CPU, in half precision, torch's fused attention takes longer than two matrix products and a
-    softmax; its scores are small for up to some hundred tokens. device, dtype: of the
-    computation.
+    softmax; its scores are small for up to some hundred tokens.
     """
     if device.type != "cpu" or dtype == torch.float32:
         return []

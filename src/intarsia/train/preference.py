@@ -29,8 +29,7 @@ def preference_loss(
     """Compute mean -log sigma(beta [(c - c_ref) - (r - r_ref)]), the loss of DPO.
 
     c, r: `chosen` and `rejected` (B,), log-probabilities of whole samples under the model; c_ref,
-    r_ref: `ref_chosen` and `ref_rejected` (B,), the same under the reference model; beta: how
-    strongly it follows the preference.
+    r_ref: `ref_chosen` and `ref_rejected` (B,), the same under the reference model.
     Source: arXiv:2305.18290, equation 7.
     """
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
@@ -120,13 +119,7 @@ class PreferenceRounds:
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-        """Compute L = L_next + weight * L_preference.
-
-        L_next: the task's loss on the batch. L_preference: the DPO loss of `pairs` random pairs of
-          this round, which prefers the sampled session of largest reward for a user's history to
-          the one of smallest reward. In evaluation: L_next alone.
-        model: the model in training; x: inputs of the batch; loss_of: outputs -> the task's loss.
-        """
+        """Compute L = L_next + weight * L_preference; in evaluation L_next alone."""
         # self.found: the histories, sessions and log-probabilities of this round
         next_ = own_losses(model, x, loss_of)
         if not model.training:
@@ -135,6 +128,7 @@ class PreferenceRounds:
         history, best, worst, ref_best, ref_worst = (part[place] for part in self.found)
         # without dropout, as the reference had none; gradients do flow
         with evaluating(model):
+            # DPO of `pairs` random pairs: the session of largest reward before the one of smallest
             logp = [model(history, session, per_session=True) for session in (best, worst)]
         prefer = preference_loss(logp[0], logp[1], ref_best, ref_worst, self.beta)
         loss = next_.loss + self.weight * prefer

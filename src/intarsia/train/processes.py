@@ -159,7 +159,7 @@ def device_named(name: str | None) -> torch.device:
 def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -> Accelerator:
     """Return accelerate's object for one run, without its autocast, which would patch the model.
 
-    trackers: names; out: folder for those that write files; device: name, None = the default.
+    out: folder for those that write files; device: name, None = the default.
     Raises: ConfigError if the program has an Accelerator of another precision, or for a device that
       does not exist.
     """

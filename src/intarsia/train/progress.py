@@ -60,12 +60,6 @@ class Bar:
         what: str = "training",
         unit: str = "picture",
     ) -> None:
-        """Prepare the progress bar, or lines of a log where stderr is no terminal.
-
-        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s;
-          show: False in processes that print nothing; start: measured start of the run, for the
-          first estimate of its time; what: the text before the bar.
-        """
         console = Console(stderr=True, soft_wrap=True)
         enabled = show and not quiet() and parent_process() is None
         self.drawn = enabled and console.is_terminal
@@ -93,10 +87,7 @@ class Bar:
         self._bar.update(self._task, total=steps)
 
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
-        """Update the bar after a step.
-
-        done: number of steps done; line: the values of the step, with "split", "epoch", "seconds".
-        """
+        """Update the bar; line: the step's values, with "split", "epoch", "seconds"."""
         split = str(line["split"])
         # the few numbers that fit on a line: what the task is judged by
         measures = ["accuracy"] if "accuracy" in line else ["loss"]
@@ -120,10 +111,7 @@ class Bar:
         )
 
     def _remaining_seconds(self, done: int, seconds: float) -> float | None:
-        """Estimate the remaining seconds, None if not known; announce them once if many.
-
-        done: number of steps done; seconds: since the run's start.
-        """
+        """Estimate the remaining seconds, None if not known; announce them once if many."""
         # of this start of the run only: an earlier one may have had another machine
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
@@ -197,10 +185,7 @@ class Csv(GeneralTracker):
     requires_logging_directory = True
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Open metrics.csv in a folder.
-
-        step: where a run is resumed; later rows of the file are removed.
-        """
+        """Open metrics.csv in a folder; rows after `step`, where a run is resumed, are removed."""
         super().__init__()
         path = folder / "metrics.csv"
         rows: list[list[str]] = []
@@ -268,10 +253,7 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
-    """Send the numbers of a line of metrics to all trackers, each named `split/name`.
-
-    line: has "split", "step" and values.
-    """
+    """Send the numbers of a line of metrics to all trackers, each named `split/name`."""
     split, step = line["split"], line["step"]
     values = {
         f"{split}/{name}": value

@@ -23,7 +23,7 @@ def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dic
     """Return the mean of each measure of a ranking over the queries of `qrels`.
 
     qrels: query -> document -> grade; run: query -> document -> score, larger is better; a query
-      that it lacks counts 0. measures: names.
+      that it lacks counts 0.
     Raises: as `by_query`.
     """
     return {name: float(values.mean()) for name, values in by_query(qrels, run, measures).items()}
@@ -54,10 +54,7 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
 
 
 def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
-    """Return a ranking as lines of TREC's format: query Q0 document rank score tag.
-
-    run: query -> document -> score; tag: name of the ranking.
-    """
+    """Return a ranking as lines of TREC's format: query Q0 document rank score tag."""
     lines: list[str] = []
     for query, scores in run.items():
         order = sorted(scores.items(), key=lambda row: -row[1])

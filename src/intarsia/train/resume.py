@@ -93,8 +93,7 @@ def capture(
 ) -> dict[str, Any]:
     """Return the whole state of a run, for a checkpoint.
 
-    Every process calls this: each has its own random generators. learner: has optimiser and masks;
-      position: step, scores and seconds so far; ranks: the processes.
+    Every process calls this: each has its own random generators.
     """
     # a state for each process, by rank
     random = [global_state()]
@@ -133,7 +132,6 @@ def restore(
 ) -> None:
     """Restore a run to the state that `capture` returned.
 
-    learner, position: are set to the state, as the model is; ranks: the processes.
     Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
       settings or number of processes.
     """

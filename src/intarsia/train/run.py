@@ -68,9 +68,9 @@ def fit_once(
 ) -> Run:
     """Train a model once: a `fit`, or one phase of a method that trains in phases.
 
-    job: model, data and settings; record: notes of the caller for run.json; evaluate_every: epochs
-      between two validations, 0 for none; write: puts the trained model into the run's folder;
-      finish: is called with the result before it is written, and returns the result to write.
+    evaluate_every: epochs between two validations, 0 for none; write: puts the trained model into
+      the run's folder; finish: is called with the result before it is written, and returns the
+      result to write.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
@@ -132,11 +132,7 @@ def _write_run(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """Check that validation can choose the best epoch, if that is asked for.
-
-    Returns True if train and val are known to share no sample, None if that is unknown
-    or of no use.
-    """
+    """Check that validation can choose the best epoch, if that is asked for."""
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
@@ -159,6 +155,7 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
         raise DataError(
             subject, got=got, want=want, fix="Take them out of val, or use select='last'."
         )
+    # True: no common sample; None: not known
     return None if shared is None else True
 
 
@@ -222,7 +219,6 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
-    """Return the results for the run's record, ready for JSON."""
     best, masking = loop.at.best, loop.learner.masking
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},

@@ -98,7 +98,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Compute the expected calibration error (ECE), sum_b n_b / n |accuracy_b - confidence_b|.
 
     Samples are put into equal bins b by their confidence, the highest probability. logits: (n,
-    classes); labels: (n,); bins: their number. NaN where a logit is.
+    classes); labels: (n,). NaN where a logit is.
     Source: arXiv:1706.04599.
     """
     confidence, guess = logits.double().softmax(1).max(1)

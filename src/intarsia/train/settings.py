@@ -147,7 +147,6 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        """Check each setting, and that they go together.  Raises: ConfigError."""
         check(self)
         mixes = self.mixup or self.cutmix
         if self.class_weights is not None and mixes:
@@ -160,10 +159,7 @@ class Recipe:
             object.__setattr__(self, "select", "val")
 
     def _check_schedule(self, mixes: bool) -> None:
-        """Raise ConfigError if the schedule does not go with the other settings.
-
-        mixes: the task mixes images (mixup, cutmix).
-        """
+        """Raise ConfigError if the schedule does not go with the other settings."""
         # packages import a class when it is asked for: only here, where there is a schedule
         name = type(self.schedule).__name__
         if mixes and isinstance(self.schedule, schedules.ByFit):
@@ -232,7 +228,6 @@ class Running:
     seat: "Seat | None" = setting(None, "The place in a stack of runs.", python=True)
 
     def __post_init__(self) -> None:
-        """Check each setting, and that they go together.  Raises: ConfigError."""
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
         check(self)

@@ -75,11 +75,7 @@ class SquareHead:
         check(self)
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-        """Compute the loss of one forward of the student, compared with its teacher block by block.
-
-        model: the sparse student; x: inputs of the batch; loss_of: logits -> cross-entropy.
-        Raises: ConfigError without a teacher, or for one that does not fit the student.
-        """
+        """Compute the loss of the student's forward, compared with its teacher by block."""
         if self.teacher is None:
             want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
             raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)

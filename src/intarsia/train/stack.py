@@ -37,14 +37,13 @@ Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
 
 @dataclass
 class _Request:
-    """A run's request to the stack: for its logits, or, without a model, for its gradients.
-
-    value: the rows that the model reads, or the loss.  half: the dtype of autocast, None = off.
-    """
+    """A run's request to the stack: for its logits, or, without a model, for its gradients."""
 
     model: nn.Module | None
+    # the rows that the model reads, or the loss
     value: Tensor
     grad: bool
+    # the dtype of autocast, None = off
     half: torch.dtype | None
 
 
@@ -52,10 +51,7 @@ class Stack:
     """Runs that take turns, one at a time, and the answers that they wait for."""
 
     def __init__(self, count: int, joining: Joining) -> None:
-        """Prepare to run `count` threads in turn, one training run in each.
-
-        joining: function that joins the runs' models, so that one call computes all their forwards.
-        """
+        """Prepare to run `count` threads in turn, one training run in each."""
         self.joining = joining
         self.stop = StopRequest()
         # the run with the thread that may work; -1 when all have ended
@@ -71,10 +67,7 @@ class Stack:
         self._together: tuple[list[int], Together | None] = [], None
 
     def meet(self, run: int, request: _Request) -> Any:
-        """Wait until all runs have made a request; return the answer to this one's.
-
-        run: number of the run; request: for its logits or its gradients.
-        """
+        """Wait until all runs have made a request; return the answer to this one's."""
         # the generators are put aside: the next run has its own
         self.random[run] = global_state()
         self.asked[run] = request

@@ -63,10 +63,7 @@ class Busy:
 
 
 def backward(loss: Tensor, meter: Meter) -> None:
-    """Call loss.backward() and count the waiting for other processes at its end.
-
-    meter: to which the seconds are added.
-    """
+    """Call loss.backward() and count the waiting for other processes at its end."""
     ends: list[float] = []
 
     def own_part_done() -> None:

@@ -18,8 +18,7 @@ def summary(
 ) -> str:
     """Return the text that `print(run)` shows.
 
-    record: content of run.json; val, test: scores, None without that part; out: the run's folder,
-      None = nothing was written.
+    val, test: scores, None without that part; out: the run's folder, None = nothing was written.
     """
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]

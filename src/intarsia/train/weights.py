@@ -23,7 +23,7 @@ def weights_of(
     weights: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
       counts the same and the mean weight of a sample is 1; "a=1,b=2" or {"a": 1, "b": 2}, other
       classes 1; or a number for each class.
-    classes: their names, where known.  labels: (n,) of the training part, where known.
+    labels: (n,) of the training part, where known.
     Raises: ConfigError where these are wanted and not known, or for a class without samples;
     UnknownName for a class that does not exist.
     """
@@ -43,10 +43,8 @@ def weights_of(
 
 
 def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple[float, ...]:
-    """Return the weight n / (C n_c) of each class c: n labels, C classes, n_c labels of the class.
-
-    labels: (n,) class numbers of the training data, None if not known.
-    """
+    """Return the weight n / (C n_c) of each class c: n labels, C classes, n_c of the class."""
+    # labels: (n,) class numbers of the training data, None if not known
     if labels is None or labels.ndim != 1:
         got, want = "'balanced' for data whose labels cannot be counted", "one label for each image"
         fix = "Give a number for each class, or leave it out."

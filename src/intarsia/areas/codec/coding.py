@@ -71,12 +71,7 @@ class GroupPosteriors:
     def __init__(
         self, prior: Prior, values: Tensor, tiles: Sequence[int], weight: Tensor, seed: int
     ) -> None:
-        """Start the posterior of every latent at the prior; no group of latents is coded yet.
-
-        prior: trained `Prior`; its decoder is copied and frozen; values: (signals, patches,
-          points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
-          a point in the loss; seed: the training samples' seed.
-        """
+        # values: (signals, patches, points, channels) in [0, 1]
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
         # for each level: the group of each latent, (rows, columns), and the latents of each group
@@ -103,8 +98,7 @@ class GroupPosteriors:
     def bits(self, level: int) -> Tensor:
         """Compute how many bits each group of latents costs: KL(q || p), (signals, groups).
 
-        level: the number of the groups' level; q: the posterior of a group's
-          latents, p: their prior.
+        q: the posterior of a group's latents, p: their prior.
         """
         cost = divergence(
             self.mu[level], sigma(self.rho[level]), self.mean[level], self.scale[level]
@@ -115,9 +109,9 @@ class GroupPosteriors:
     def run(self, steps: int) -> None:
         """Fit the posteriors of the latents that are not coded yet, by Adam.
 
-        steps: their number. The loss is the squared error of the decoded signals, plus for each
-          group of latents beta times the KL divergence of its posterior from the prior, its cost in
-          bits. Every ADJUST steps beta is moved so that the cost comes to the group's budget.
+        The loss is the squared error of the decoded signals, plus for each group of latents beta
+        times the KL divergence of its posterior from the prior, its cost in bits. Every ADJUST
+        steps beta is moved so that the cost comes to the group's budget.
         """
         budget = float(self.prior.settings.kl_bits)
         for _ in range(steps):
@@ -154,9 +148,8 @@ class GroupPosteriors:
     def code(self, level: int, numbers: Sequence[int]) -> Array:
         """Code some groups of latents: choose a candidate for each, and fix its latents to that.
 
-        A group's candidates are samples of the prior, which the decoder can draw, too. level: the
-          number of the level; numbers: of groups in that level. Returns the indices of the chosen
-          candidates, (signals, len(numbers)).
+        A group's candidates are samples of the prior, which the decoder can draw, too. Returns the
+        indices of the chosen candidates, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key
@@ -222,9 +215,9 @@ def encode(
     The posteriors of all latents are fitted first. Then groups of latents are coded round by round,
     the levels of the widest parts first, in a row the group of largest divergence first; after each
     round the latents that are left are fitted again.
-    prior: trained; values: (signals, patches, points, channels) in [0, 1]; tiles: patches along
-      each axis; weight: (patches, points), of a point in the loss; steps: in the first fit; seed:
-      of the fit; tell: called with the number of steps so far and the PSNR.
+    values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis; weight:
+      (patches, points), of a point in the loss; tell: called with the number of steps so far and
+      the PSNR.
     -> (signals, groups) int64, and the share of groups that needed far more bits than they have.
     """
     fit = GroupPosteriors(prior, values, tiles, weight, seed)
@@ -263,8 +256,7 @@ def encode(
 def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     """Compute the latents h of a signal's patches from its indices, as whole numbers.
 
-    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis. Integers
-      throughout: the same on every machine.
+    indices: (groups,), chosen candidates. Integers throughout: the same on every machine.
     -> (patches, columns) int64 in units of 1 / (FIXED * UNIT).
     """
     levels = levels_of(prior.settings, tiles)
@@ -290,8 +282,7 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
 def decode(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     """Decode a signal's patches, in float64 on the CPU.
 
-    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.  ->
-      (patches, points, channels).
+    indices: (groups,), chosen candidates.  -> (patches, points, channels).
     """
     h = torch.from_numpy(latents(prior, indices, tiles)).double() / (FIXED * UNIT)
     # in float64 machines differ by rounding errors alone

@@ -14,11 +14,7 @@ LR = 5e-3
 
 
 def coin_width(payload: int, depth: int, axes: int, channels: int) -> int:
-    """Return the largest width of hidden layers with which a network fits into some bytes.
-
-    payload: the bytes; depth: number of hidden layers; axes: inputs of the network; channels: its
-      outputs.
-    """
+    """Return the largest width of hidden layers with which a network fits into some bytes."""
     width = 1
     # bytes grow with the width: stop at the first one that does not fit
     while coin_bytes([axes, *[width + 1] * depth, channels]) <= payload:
@@ -37,8 +33,7 @@ def coin(
     """Fit a SIREN to each signal, quantise its weights to 8 bits, and reconstruct from these.
 
     values: (signals, points, channels) in [0, 1]; coordinates: (points, axes) in (-1, 1); sizes:
-      widths of all layers, inputs and outputs among them; steps: of Adam; seed: of the first
-      weights.  -> (signals, points, channels).
+      widths of all layers, inputs and outputs among them.  -> (signals, points, channels).
     """
     # A SIREN is an MLP with sines as activations.
     generator = torch.Generator().manual_seed(seed)

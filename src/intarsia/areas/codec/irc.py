@@ -71,8 +71,7 @@ def write(header: Header, payload: bytes) -> bytes:
 def read(data: bytes) -> tuple[Header, bytes]:
     """Read the header and the payload of a file.
 
-    data: the file's bytes.  Raises: CheckpointError for another kind of file, another version, one
-      truncated or changed.
+    Raises: CheckpointError for another kind of file, another version, one truncated or changed.
     """
     if data[:3] != MAGIC:
         raise _error(f"{data[:3]!r} at its start", f"{MAGIC!r}, of intarsia's codec")
@@ -149,5 +148,4 @@ def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
 def _error(
     got: str, want: str, fix: str = "Copy the file again from its source, or encode it anew."
 ) -> CheckpointError:
-    """Return the error for a damaged file."""
     return CheckpointError(".irc file", got=got, want=want, fix=fix)

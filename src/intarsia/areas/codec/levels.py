@@ -27,7 +27,7 @@ class LatentLevel:
 def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
     """Return the levels at which a signal has latents: patches, blocks of patches, the whole.
 
-    settings: have the number of levels, 1 to 3; tiles: the number of patches along each axis.
+    tiles: the number of patches along each axis.
     """
     patches = math.prod(tiles)
     levels = [LatentLevel(patches, np.arange(patches))]
@@ -46,9 +46,9 @@ def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[Laten
 def groups_by_mean(bits: Array, count: int, random: np.random.Generator) -> Array:
     """Divide latents (columns) at random into groups that cost about equally many bits.
 
-    bits: (columns,), the mean cost of each: its divergence from the prior; count: the number of
-      groups; random: draws the order. Returns (columns,) int32, the group of each; there are fewer
-      groups where single columns need more than a group's share.
+    bits: (columns,), the mean cost of each: its divergence from the prior. Returns (columns,)
+      int32, the group of each; there are fewer groups where single columns need more than a group's
+      share.
     """
     order = random.permutation(len(bits))
     # a column without divergence needs a group, too
@@ -63,8 +63,7 @@ def number_groups(groups: Array, rows: int, key: int, level: int) -> Array:
 
     Each column is rotated by a random number of rows, so that a group's latents come from several
     rows, which thereby share their budgets.
-    groups: (columns,), the group of each column; rows: of the level; key: the prior's random key;
-      level: the level's number.  -> (rows, columns).
+    groups: (columns,), the group of each column; key: the prior's random key.  -> (rows, columns).
     """
     # The decoder draws the same rotations from the key.
     turns = words(key, np.array([level]), len(groups), 0, domain=3)[0].astype(np.int64) % rows

@@ -47,9 +47,8 @@ def philox(counter: Array, key: int) -> Array:
 def words(key: int, samples: Array, width: int, group: int, domain: int) -> Array:
     """Generate random words of 32 bits that depend on their numbers alone, not on earlier draws.
 
-    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; width: words of each;
-      group: the number of a group of latents; domain: a number for each kind of draws. Other
-      numbers give independent words.  -> (n, width) uint64.
+    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; domain: a number for
+      each kind of draws. Other numbers give independent words.  -> (n, width) uint64.
     """
     blocks = -(-width // 4)
     counter = np.empty((len(samples), blocks, 4), np.uint64)
@@ -85,8 +84,8 @@ def quantiles() -> Array:
 def normals(key: int, samples: Array, width: int, group: int) -> Array:
     """Draw normal deviates in units of 1 / UNIT, two from each word.
 
-    key: the generator's; samples: (n,), numbers of samples; width: deviates of each; group: number
-      of a group of latents; its draws are independent of other groups'.  -> (n, width) int32.
+    samples: (n,), numbers of samples; group: number of a group of latents; its draws are
+      independent of other groups'.  -> (n, width) int32.
     """
     drawn = words(key, samples, -(-width // 2), group, domain=0)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)

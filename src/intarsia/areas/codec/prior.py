@@ -129,9 +129,8 @@ class Prior:
     def latents(self, level: int, deviates: Array) -> Array:
         """Compute latents of the prior from normal deviates z: mean + scale z, in whole numbers.
 
-        level: the number of the level with the mean and scale; deviates: z, (..., columns), in
-          units of 1 / UNIT.  -> (..., columns) int64, in units of 1 / (FIXED * UNIT), the same on
-          every machine.
+        deviates: z, (..., columns), in units of 1 / UNIT.  -> (..., columns) int64, in units of 1 /
+          (FIXED * UNIT), the same on every machine.
         """
         mean, scale = (x[level].numpy().astype(np.int64) for x in (self.mean, self.scale))
         return mean * UNIT + scale * deviates.astype(np.int64)
@@ -234,7 +233,6 @@ def _check_shapes(
 
 
 def _damaged(folder: Path, got: object) -> CheckpointError:
-    """Return the error for a damaged folder."""
     want = "the folder of a prior as it was written"
     fix = "Copy it again from its source, or train one: Recombiner.train(photos).save(FOLDER)."
     return CheckpointError(f"prior {folder}", got=got, want=want, fix=fix)

@@ -60,9 +60,7 @@ class RecombinerSettings:
     )
 
     def __post_init__(self) -> None:
-        """Check the settings, among them a patch of as many axes as the kind has,
-        multiples of 16.
-        """
+        """Check the settings, among them a patch of as many axes as the kind, multiples of 16."""
         check(self)
         object.__setattr__(self, "patch", tuple(self.patch))  # a list, read from JSON
         axes = DIMENSIONS[self.kind]

@@ -21,8 +21,8 @@ Array = np.ndarray[Any, Any]
 def gumbels(key: int, count: int, group: int) -> Array:
     """Draw standard Gumbel numbers in decreasing order: G_n = -log(E_1 + ... + E_n).
 
-    E_i: exponential numbers. key: the prior's random key; count: how many; group: the number of a
-    group of latents; each group has its own draws.  -> (count,).
+    E_i: exponential numbers. key: the prior's random key; group: the number of a group of latents;
+    each group has its own draws.  -> (count,).
     """
     return -np.log(np.cumsum(exponentials(key, count, group)))
 
@@ -55,8 +55,7 @@ def choose_naive(log_ratio: Array, order: Array) -> int:
 def candidates(key: int, group: int, width: int, bits: int) -> Array:
     """Draw the 2^bits candidates of a group of latents: rows of normal deviates.
 
-    key: the prior's random key; group: the group's number; width: latents of the group; bits: of an
-      index.  -> (2^bits, width) int32, in units of 1 / UNIT.
+    key: the prior's random key.  -> (2^bits, width) int32, in units of 1 / UNIT.
     """
     return normals(key, np.arange(1 << bits), width, group)
 

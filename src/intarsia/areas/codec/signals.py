@@ -40,7 +40,7 @@ class Signal:
 def check_signal(signal: Any, kind: str) -> Array:
     """Check a signal of a kind, and return it as an array of the form in FORMS.
 
-    signal: an array, or a picture of Pillow; kind: "image", "audio", "video" or "structure".
+    kind: "image", "audio", "video" or "structure".
     Raises: DataError for another form, an empty one, one with NaN, and one that is too large.
     """
     array, axes = (
@@ -103,8 +103,8 @@ def tiles_of(sizes: Sequence[int], settings: RecombinerSettings) -> tuple[int, .
 def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
     """Cut values into patches, and mark the points inside the signal by 1.
 
-    values: (*sizes, channels); settings: have the size of a patch.  -> (patches, points, channels),
-      (patches, points). Points outside the signal repeat the values at its edge.
+    values: (*sizes, channels).  -> (patches, points, channels), (patches, points). Points outside
+      the signal repeat the values at its edge.
     """
     tiles = tiles_of(values.shape[:-1], settings)
     pairs = zip(tiles, settings.patch, values.shape, strict=False)
@@ -117,8 +117,7 @@ def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
 def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
     """Join patches to a signal of some size, the inverse of `patches`.
 
-    patches: (patches, points, channels); sizes: of the signal, along each axis; settings: have the
-      size of a patch.  -> (*sizes, channels).
+    patches: (patches, points, channels).  -> (*sizes, channels).
     """
     tiles, n = tiles_of(sizes, settings), len(sizes)
     signal = patches.reshape(*tiles, *settings.patch, -1)
@@ -130,10 +129,7 @@ def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSetti
 
 
 def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Reshape values, with sizes of whole patches, to (patches, points, channels).
-
-    values: (*sizes, channels); tiles: patches along each axis; settings: have the size of a patch.
-    """
+    """Reshape values (*sizes, channels), of whole patches, to (patches, points, channels)."""
     n = len(tiles)
     pairs = [size for pair in zip(tiles, settings.patch, strict=True) for size in pair]
     # Axes: all patch numbers first, then the places within a patch.
@@ -147,8 +143,7 @@ def crops(
 ) -> list[Array]:
     """Cut parts of one size at random places, equally many from each array.
 
-    arrays: (*sizes, channels) each; sizes: of a part, along each axis; count: of parts; random:
-      draws the places.
+    arrays: (*sizes, channels) each.
     Raises: DataError for an array that is smaller.
     """
     parts = []
@@ -182,5 +177,4 @@ def _picture_array(signal: Any) -> Array:
 
 
 def _refusal(kind: str, got: str, fix: str = "Convert it first.") -> DataError:
-    """Return the error for a signal that is not of the form in FORMS."""
     return DataError(kind, got=got, want=FORMS[kind], fix=fix)

@@ -21,7 +21,7 @@ UP = 4, 2, 2  # factors of upsampling the latents; their product is STEP
 def fourier(patch: Sequence[int]) -> Tensor:
     """Compute Fourier features of the points of a patch: cos and sin of pi w x, x in (-1, 1).
 
-    patch: points along each axis.  -> (points, features), with frequencies w from 1 to HIGHEST.
+    -> (points, features), with frequencies w from 1 to HIGHEST.
     """
     axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
@@ -70,14 +70,10 @@ class SignalDecoder(nn.Module):
     def __init__(
         self, settings: RecombinerSettings, *, generator: torch.Generator | None = None
     ) -> None:
-        """Build the shared decoder; without `generator` it draws from torch's global one.
-
-        settings: of the network: its sizes; `positions`, how many channels of the latents a
-          convolution spreads over the patches, 0 = none; `reparametrise`, whether to learn a square
-          map A from latents to the weights of each layer.
-        """
+        """Build the shared decoder; without `generator` it draws from torch's global one."""
         super().__init__()
         self.settings = settings
+        # positions: channels of the latents that a convolution spreads over the patches, 0 = none
         axes, z = DIMENSIONS[settings.kind], settings.positions
         out = max(8, z // 8) if z else 0
         middle = max(16, z // 2)
@@ -145,10 +141,7 @@ class SignalDecoder(nn.Module):
         return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
 
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Compute further inputs of every point by convolutions over the whole signal (3.2).
-
-        tiles: patches along each axis of a signal. -> (rows, points, out).
-        """
+        """Compute further inputs of each point by convolutions over whole signals (3.2)."""
         # convolve whole signals, so that neighbouring patches see each other
         x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)
         for index, (convolution, scale) in enumerate(zip(self.convolutions, UP, strict=True)):
@@ -161,7 +154,7 @@ class SignalDecoder(nn.Module):
 def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
     """Join patches to whole signals, (signals, C, *(tiles * side)).
 
-    x: (signals * patches, C, *side), row-major; tiles: patches along each axis.
+    x: (signals * patches, C, *side), row-major.
     """
     n, side = len(tiles), x.shape[2:]
     x = x.reshape(-1, *tiles, x.shape[1], *side)  # signal, tiles, C, side
@@ -173,8 +166,7 @@ def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
 def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
     """Cut whole signals into patches, the inverse of `stitch`.
 
-    x: (signals, C, *(tiles * side)); tiles: patches along each axis.  -> (signals * patches, C,
-      *side).
+    x: (signals, C, *(tiles * side)).  -> (signals * patches, C, *side).
     """
     n = len(tiles)
     side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]

@@ -31,10 +31,7 @@ class Posteriors(nn.Module):
     """Posteriors of all signals at one level: mu and rho of every latent, in sparse embeddings."""
 
     def __init__(self, signals: int, level: LatentLevel, start: Tensor) -> None:
-        """Start every row of every signal at the same posterior.
-
-        signals: their number; level: rows of latents of a signal; start: (latents,), the first mu.
-        """
+        """Start every row of every signal at the same posterior; start: (latents,), the mu."""
         super().__init__()
         self.rows, count = level.rows, signals * level.rows
         self.mu = nn.Embedding(count, len(start), sparse=True, _weight=start.repeat(count, 1))
@@ -69,7 +66,6 @@ class PriorTraining:
         seed: int,
         start: str = "shared",
     ) -> None:
-        """Build the decoder, the first posteriors and prior, and their optimisers."""
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
@@ -103,16 +99,13 @@ class PriorTraining:
 
     @torch.no_grad()
     def _start_apart(self, generator: torch.Generator) -> None:
-        """Let each signal start with latents of its own, and draw the layers' maps A again.
-
-        generator: of the draws. The prior's mean becomes 0; the entries of A are U(-1, 1) / p, p
-        the number of weights of a layer.
-        """
+        """Let each signal start with latents of its own, and draw the layers' maps A again."""
         for posterior, mean in zip(self.posteriors, self.mean, strict=True):
             assert isinstance(posterior, Posteriors)
             for row in posterior.mu.weight:
                 row.copy_(self.decoder.start(generator)[: len(row)])
             mean.zero_()
+        # the entries of A become U(-1, 1) / p, p the number of weights of a layer
         for matrix in self.decoder.maps:
             matrix -= torch.eye(len(matrix), dtype=FLOAT)
 
@@ -229,7 +222,6 @@ class PriorTraining:
         }
 
     def _state(self) -> dict[str, Any]:
-        """Return all that a checkpoint must contain."""
         return {
             "identity": self._identity(),
             "step": self.step,
@@ -243,7 +235,6 @@ class PriorTraining:
         }
 
     def _load(self, state: dict[str, Any], folder: Path) -> None:
-        """Restore a training from a checkpoint."""
         if state["identity"] != self._identity():
             got, want = f"a training with {state['identity']}", "the same settings and signals"
             fix = "Choose another folder, or train as before."

@@ -81,18 +81,13 @@ class Annealed(
 
     @abc.abstractmethod
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of
-        components.
-        """
+        """Compute log p(y | s) and log p(s) of each sample y and state s, a set of components."""
 
     @abc.abstractmethod
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over the samples of a block.
-
-        q: (n, S), the probability of each state.
-        """
+        """Sum the statistics of the M-step over a block; q: (n, S), each state's probability."""
 
     @abc.abstractmethod
     def _maximise(self, params: Params, sums: Params) -> Params:
@@ -100,18 +95,12 @@ class Annealed(
 
     @abc.abstractmethod
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean of the code, (n, H): how much each component is on.
-
-        q: (n, S), the probability of each state.
-        """
+        """Return the posterior mean of the code, (n, H): how much each component is on."""
 
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
-        """Compute the posterior mean of the data without noise, (n, D).
-
-        q: (n, S), the probability of each state.
-        """
+        """Compute the posterior mean of the data without noise, (n, D)."""
         return self._code(params, joint, q, states) @ params["W"]
 
     def _block_numbers(self, states: States) -> int:
@@ -119,10 +108,7 @@ class Annealed(
         return len(states.table) + states.width**2 + self.n_components * len(states.values)
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Restart an unused component (atom) at a badly explained sample, in place.
-
-        row: the sample, (D,); residual: the part of it that the model does not explain, (D,).
-        """
+        """Restart a component that is not used at the unexplained part of a sample, in place."""
         params["W"][atom] = residual
 
     # the estimator: what users call
@@ -209,10 +195,7 @@ class Annealed(
         return float(self.score_samples(X).mean())
 
     def posterior(self, X: Any, n_states: int = 10) -> Posterior:
-        """Return each sample's most probable states, with their probabilities.
-
-        X: (n, D); n_states: the number of states for each sample.
-        """
+        """Return each sample's most probable states, with their probabilities.  X: (n, D)."""
         at_least("n_states", n_states, 1)
 
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
@@ -293,10 +276,7 @@ class Annealed(
         return x
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting, or shards without a common random_state.
-
-        shards: the processes of a fit, which must draw alike.
-        """
+        """Raise ConfigError for an impossible setting, or shards without a common random_state."""
         check(self)
         if shards.count > 1 and not isinstance(self.random_state, int):
             got, fix = self.random_state, "Pass random_state=0."
@@ -367,10 +347,7 @@ class Annealed(
     def _add_up(
         self, params: Params, data: Samples, states: States, heat: float
     ) -> tuple[Params, Array]:
-        """Sum the M-step's statistics over all samples of this process, block by block.
-
-        Returns (sums by name, log evidence of each sample (n,)).
-        """
+        """Sum the M-step's statistics over all samples of this process, block by block."""
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
             joint = self._joint(params, block, states, heat)
@@ -392,10 +369,7 @@ class Annealed(
         states: States,
         shards: RowShards,
     ) -> None:
-        """Restart components that no sample uses at the samples explained worst, in place.
-
-        sums: of the M-step; only "usage" (H,) is read; evidence: (n,), log evidence of each.
-        """
+        """Restart components that no sample uses at the samples explained worst, in place."""
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):
             return
@@ -418,10 +392,6 @@ class Annealed(
     def _per_sample(
         self, X: Any, compute: Callable[[Params, Samples, Joint, Array, States], Array]
     ) -> Array:
-        """Compute something for each sample, block by block, with the fitted parameters.
-
-        X: (n, D).
-        """
         x = self._read(X)
         params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}
         states = self._states()

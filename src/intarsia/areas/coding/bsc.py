@@ -30,8 +30,7 @@ coding = partial(
 def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> Params:
     """Draw the first components W = mean + N(0, sd / 4), and set sigma^2 to the mean variance.
 
-    mean: (D,) of the data; spread: sd, their standard deviation; atoms: the number of components;
-      random: the source of the draws.
+    mean: (D,) of the data.
     """
     noise = random.standard_normal((atoms, len(mean))) * spread / 4
     return {"W": mean + noise, "noise": np.array(spread**2)}
@@ -73,10 +72,7 @@ def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
 
 
 def top_indices(score: Array, width: int) -> Array:
-    """Return the indices of the largest scores of each row, ascending.
-
-    score: (n, H); width: how many of each row.  -> (n, width).
-    """
+    """Return the indices of a row's largest scores, ascending: (n, H) -> (n, width)."""
     if width == score.shape[1]:
         return np.broadcast_to(np.arange(width), score.shape)
     return np.sort(np.argpartition(-score, width - 1, axis=1)[:, :width], axis=1)
@@ -155,29 +151,21 @@ class Discrete(Truncated, abc.ABC):
         return counts
 
     def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
-        """Score each component for each sample, (n, H): the best ones become its candidates.
-
-        gain: (n, H, m), the log-probability of the sample if this component alone is on, with each
-        of its m values, up to a constant.
-        """
+        """Score each component for each sample, (n, H): the best ones become its candidates."""
+        # gain: (n, H, m), the log-probability if this component alone is on, with each of its m
+        # values, up to a constant
         return gain.max(axis=2)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters: components, sigma^2, and small equal shares of the values.
-
-        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
-        """
+        """Draw the first parameters: components, sigma^2, and small equal shares of the values."""
         m = len(self._values())
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
-
-        params: "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of the m values
-        of a cause.
-        """
+        """Compute log p(y | s) and log p(s) of no cause, each alone, and sets of candidates."""
         fit, noise, values = project(params, block), params["noise"], states.values
+        # "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of a cause's m values
         atoms, n, none = len(params["W"]), len(block.x), math.log1p(-float(params["prior"].sum()))
         odds = np.log(params["prior"]) - none
         # states of one cause with value v: (v W y - v^2 ||W||^2 / 2) / sigma^2 more than no cause
@@ -197,11 +185,8 @@ class Discrete(Truncated, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over the samples of a block.
-
-        q: (n, S), posterior of the states. Returns the sums of `second_moments`, "usage" (H,),
-        expected uses of each component, and "counts" (m,), expected uses of each value.
-        """
+        """Sum the statistics of the M-step over a block: `second_moments`, "usage", "counts"."""
+        # q: (n, S), posterior of the states
         single, multi = _split_states(params, q, states)
         # moments <s> and <s s^T> of the posterior, of one cause and of several apart
         pairs = (multi @ states.squares).reshape(len(q), states.width, states.width)
@@ -210,6 +195,7 @@ class Discrete(Truncated, abc.ABC):
         sums = second_moments(first, diagonal, pairs, joint.candidates, block)
         on = (multi @ (states.table != 0)).ravel()
         by_several = np.bincount(joint.candidates.ravel(), on, len(params["W"]))
+        # (H,) expected uses of each component; "counts": (m,) of each value
         sums["usage"] = single.sum(axis=(0, 2)) + by_several
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
@@ -229,10 +215,8 @@ class Discrete(Truncated, abc.ABC):
         return linear_maximise(sums, before) | {"prior": share}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Compute the posterior mean <s> of each sample's causes s, (n, H).
-
-        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
-        """
+        """Compute the posterior mean <s> of each sample's causes s, (n, H)."""
+        # q: (n, S), posterior of the states
         single, multi = _split_states(params, q, states)
         code = single @ states.values
         # each candidate has one entry in its sample's row, so that += adds them all

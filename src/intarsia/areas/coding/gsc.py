@@ -94,8 +94,8 @@ def diagonal_posteriors(
 
     For a diagonal prior covariance psi of the strengths; see `extend_sets` for a set's posterior.
     single: posteriors of each of a sample's H' candidates alone; precision: (n, H', H'), and eta:
-      (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a
-      candidate's prior adds; states: the sets. Returns a posterior of all sets for each size.
+    (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a candidate's
+    prior adds. Returns a posterior of all sets for each size.
     """
     level, sets = single, []
     for members, parent in states.levels:
@@ -173,7 +173,6 @@ class GSC(Truncated):
         return max([super()._block_numbers(states), *matrices])
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         params = linear_start(mean, spread, self.n_components, random)
         params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
@@ -184,11 +183,8 @@ class GSC(Truncated):
         return params["prior"]
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates.
-
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" psi (H,) or Psi
-        (H, H).
-        """
+        """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates."""
+        # "W" (H, D), "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" (H,) or (H, H)
         fit, noise, mu = project(params, block), params["noise"], params["mean"]
         psi = (
             np.diag(params["slab"]) if self.slab == "full" else params["slab"]
@@ -231,14 +227,7 @@ class GSC(Truncated):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over the samples of a block.
-
-        q: (n, S), posterior probabilities of the S states, which say what components are on.
-        Returns the sums of `second_moments`, for W; "usage" (H,), how often each of the H
-        components is on; and for the strengths' mean mu and covariance psi (the slab) either
-        "first" and "square" (H,), sums of strengths and of their squares, or for a full psi "slope"
-        (H,) and "curve" (H, H), derivatives of the evidence.
-        """
+        """Sum the statistics of the M-step over a block; q: (n, S), of the states."""
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates
         alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
         first = self._code(params, joint, q, states)
@@ -249,14 +238,17 @@ class GSC(Truncated):
         flat = candidates.ravel()
         on = q[:, 1 + atoms :] @ states.table
         squares = pairs[:, np.arange(width), np.arange(width)]
+        # (H,), how often each component is on
         sums["usage"] = single.sum(0) + np.bincount(flat, on.ravel(), atoms)
         if self.slab == "diagonal":
+            # (H,), sums of strengths and of their squares, for the slab's mu and psi
             sums["first"] = first.sum(0)
             sums["square"] = lone.sum(0) + np.bincount(flat, squares.ravel(), atoms)
             return sums
         slope = _over_sets(q, states, [s.slope for s in sets])
         # gradient of the evidence in mu and Psi, for the full slab's step
         curve = _over_sets(q, states, [_outer(s.slope) - s.curve for s in sets], axes=2)
+        # (H,) and (H, H), derivatives of the evidence
         sums["slope"] = (single * alone.slope).sum(0) + np.bincount(flat, slope.ravel(), atoms)
         sums["curve"] = scatter_pairs(curve, candidates, atoms)
         sums["curve"] += np.diag((single * (np.square(alone.slope) - alone.curve)).sum(0))
@@ -271,10 +263,7 @@ class GSC(Truncated):
         return linear_maximise(sums) | {"prior": share, "mean": mu, "slab": psi}
 
     def _diagonal_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Compute mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2.
-
-        sums: "first", "square" and "usage", (H,), these three sums.
-        """
+        """Compute mu = sum <b z> / sum <b> and psi = sum <b z^2> / sum <b> - mu^2, for each h."""
         alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
         mu = np.where(alive, sums["first"] / used, params["mean"])
         psi = np.where(alive, sums["square"] / used - np.square(mu), params["slab"])
@@ -291,21 +280,15 @@ class GSC(Truncated):
         return params["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Compute the posterior mean <b z> of each sample, (n, H).
-
-        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
-        """
+        """Compute the posterior mean <b z> of each sample, (n, H)."""
+        # q: (n, S), posterior of the states
         code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
         by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])
         code[np.arange(len(q))[:, None], joint.candidates] += by_sets
         return code
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Restart an unused component in place, with the average pi, mu = 1 and psi = 1.
-
-        params: changed in place; atom: the component's number; row: (D,), a badly explained sample;
-          residual: (D,), the part of it that the model does not explain.
-        """
+        """Restart an unused component in place, with the average pi, mu = 1 and psi = 1."""
         super()._restart(params, atom, row, residual)
         params["prior"][atom], params["mean"][atom] = params["prior"].mean(), 1.0
         if self.slab == "full":
@@ -319,17 +302,15 @@ def _outer(vectors: Array) -> Array:
 
 
 def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> Array:
-    """Compute the posterior mean, over active sets, of values of the sets' members.
-
-    q: (n, S), probabilities of states; states: the sets by size; values: for each size g of sets a
-      value of each member, (n, K, g), or with axes = 2 of each pair of members, (n, K, g, g).
-      Candidates outside a set count 0.  -> (n, H') or (n, H', H'), by candidates.
-    """
+    """Compute the posterior mean, over active sets, of values of the sets' members."""
+    # values: for each size g of sets (n, K, g) of members, or with axes = 2 (n, K, g, g) of pairs;
+    # candidates outside a set count 0: (n, H') or (n, H', H')
     n, width = len(q), states.width
     total, start = np.zeros((n, width**axes)), q.shape[1] - len(states.table)
     for level, value in zip(states.levels, values, strict=True):
         members, k = level.members, len(level.members)
         place = members if axes == 1 else members[:, :, None] * width + members[:, None]
+        # q: (n, S), the sets behind the states of at most one component
         share = q[:, start : start + k].reshape(n, k, *[1] * axes)
         total += (share * value).reshape(n, -1) @ _incidence(place, width**axes)
         start += k
@@ -337,11 +318,8 @@ def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> 
 
 
 def _incidence(place: Array, width: int) -> Array:
-    """Return the 0/1 matrix that, multiplied by a row of entries, sums them by their places.
-
-    place: (K, ...), the place of each entry; width: the number of places.  -> (entries, width), 1
-      at an entry's place.
-    """
+    """Return the 0/1 matrix (entries, width) that sums a row of entries by their places."""
+    # place: (K, ...), the place of each entry
     matrix = np.zeros((place.size, width))
     matrix[np.arange(place.size), place.ravel()] = 1.0
     return matrix

@@ -68,17 +68,13 @@ class Maximal(Truncated, abc.ABC):
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
-
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,). Returns a `Joint` with `parts` that
-        are the squared errors (n, S) and noise-free data of all states.
-        """
+        """Compute log p(y | s) and log p(s) of no cause, each alone, and sets of candidates."""
+        # "W" (H, D), "noise" sigma^2, "prior" pi (1,)
         x, observed, w = block.x, block.observed, params["W"]
         n, atoms = len(x), len(w)
         mask = np.ones(1) if observed is None else observed[:, None].astype(np.float64)
@@ -94,17 +90,16 @@ class Maximal(Truncated, abc.ABC):
         pi = float(params["prior"][0])
         sizes = np.concatenate([[0.0], np.ones(atoms), states.counts[:, 0]])
         prior = atoms * math.log1p(-pi) + sizes * (math.log(pi) - math.log1p(-pi))
+        # parts: the squared errors (n, S) and the noise-free data of all states
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Compute the data without noise if several components are on: their maximum.
-
-        w: (H, D), the H components; candidates: (n, H'), numbers of those that may be on in each of
-        n samples. Returns for each size an array (n, K, D), for the K sets of this size.
-        """
+        """Compute the data without noise if several components are on: their maximum."""
+        # w: (H, D); candidates: (n, H'), those that may be on in each of n samples
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
             w = np.sign(w) * (np.abs(w) / largest) ** rho
+        # for each size an array (n, K, D) of its K sets
         level, means = w[candidates], []
         for members, parent in states.levels:
             before, last = level[:, parent], w[candidates[:, members[:, -1]]]
@@ -116,12 +111,7 @@ class Maximal(Truncated, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over the samples of a block.
-
-        q: (n, S), posterior of the states. Returns "usage" (H,), "off" and "values" (squared error,
-        number of values), and for W the sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is
-        the influence of cause h on value d.
-        """
+        """Sum the statistics of the M-step over a block; q: (n, S), posterior of the states."""
         atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
         on = (multi @ states.table).ravel()
@@ -142,6 +132,7 @@ class Maximal(Truncated, abc.ABC):
         membership = csr_array((np.ones(len(pair)), entries), shape=(len(n), atoms))
         wbar = (membership @ (power * size)) ** (1 / rho)  # (pairs, D)
         weight = multi[n, k, None] * wbar ** (1 - rho) * observed[n]
+        # <A> and <A y>, (H, D): A_hd is the influence of cause h on value d
         sums["a"] = single.T @ observed + power * (membership.T @ weight)  # of one cause A = 1
         return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
@@ -157,10 +148,8 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Compute the posterior mean <s> of each sample's causes, (n, H).
-
-        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
-        """
+        """Compute the posterior mean <s> of each sample's causes, (n, H)."""
+        # q: (n, S), posterior of the states
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
         code[np.arange(len(q))[:, None], joint.candidates] += q[:, 1 + atoms :] @ states.table
@@ -169,17 +158,11 @@ class Maximal(Truncated, abc.ABC):
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
-        """Compute the posterior mean of the data without noise, (n, D).
-
-        q: (n, S), the probability of each state.
-        """
+        """Compute the posterior mean of the data without noise, (n, D)."""
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
-        """Join components by the maximum, hard or soft, weighted by codes.
-
-        codes: (n, H).  -> (n, D).
-        """
+        """Join components by the maximum, hard or soft, weighted by codes: (n, H) -> (n, D)."""
         soft, rho, data = self.maximum == "soft", self._rho(1.0), np.zeros(1)
         for code, w in zip(codes.T, self.components_, strict=True):
             part = code[:, None] * w
@@ -187,7 +170,6 @@ class Maximal(Truncated, abc.ABC):
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Set an unused component to a badly explained sample, in place.  row: (D,), the sample."""
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])
 
@@ -256,10 +238,7 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _raise_to_floor(self, w: Array) -> Array:
-        """Return components with entries of at least a least size, signs kept.
-
-        w: (H, D), the components.
-        """
+        """Return components with entries of at least a least size, signs kept."""
         low = least_entry(w)
         return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 

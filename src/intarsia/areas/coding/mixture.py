@@ -55,18 +55,13 @@ class AnnealedMixture(Annealed, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y.
-
-        q: (n, 1 + H), posterior of the components.
-        """
+        """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y."""
+        # q: (n, 1 + H), posterior of the components
         share = self._code(params, joint, q, states)
         return {"usage": share.sum(0), "qy": share.T @ block.x}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Do the M-step: return the components' parameters and their prior probabilities.
-
-        params: those before; sums: "usage" (H,), "samples" and the statistics of the components.
-        """
+        """Do the M-step: return the components' parameters and their prior probabilities."""
         share = np.maximum(sums["usage"], 1e-8 * sums["samples"])
         return self._maximise_components(params, sums) | {"prior": share / share.sum()}
 
@@ -74,10 +69,7 @@ class AnnealedMixture(Annealed, abc.ABC):
         return q[:, 1:]
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Set an unused component to a badly explained sample, with a mean prior, in place.
-
-        row: (D,), the sample.
-        """
+        """Set an unused component to a badly explained sample, with a mean prior, in place."""
         params["W"][atom] = row
         params["prior"][atom] = params["prior"].mean()
         params["prior"] /= params["prior"].sum()

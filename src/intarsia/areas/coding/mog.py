@@ -55,7 +55,6 @@ class MoG(AnnealedMixture):
     }
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         atoms, width = self.n_components, len(mean)
         w = mean + random.standard_normal((atoms, width)) * spread / 4
         variance = np.full((atoms, width), spread**2)
@@ -67,10 +66,8 @@ class MoG(AnnealedMixture):
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
-        """Compute log N(x; W_h, Sigma_h) of each sample x and component h, (n, H).
-
-        params: "W" (H, D) and "covariance" Sigma, (H, D, D) or its diagonal (H, D); x: (n, D).
-        """
+        """Compute log N(x; W_h, Sigma_h) of each sample x and component h, (n, H)."""
+        # "covariance": Sigma (H, D, D) or its diagonal (H, D)
         densities = np.empty((len(x), len(params["W"])))
         for h, (w, sigma) in enumerate(zip(params["W"], params["covariance"], strict=True)):
             if sigma.ndim == 1:
@@ -86,12 +83,9 @@ class MoG(AnnealedMixture):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over the samples of a block.
-
-        q: (n, 1 + H), posterior of the components. Next to the mixture's sums, "second" has moments
-        about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0.
-        """
+        """Sum the statistics of the M-step over a block, with "second" next to the mixture's."""
         share = self._code(params, joint, q, states)
+        # moments about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0
         off = [block.x - w for w in params["W"]]
         if self.covariance == "diagonal":
             second = [r @ np.square(y) for r, y in zip(share.T, off, strict=True)]
@@ -101,11 +95,7 @@ class MoG(AnnealedMixture):
         return sums | {"second": np.stack(second)}
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
-        """Compute the new means and covariances; a component that is not used keeps its old ones.
-
-        sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y; "second", sum of q (y - W)(y - W)^T
-        about the means before this step, (H, D, D) or its diagonal (H, D).
-        """
+        """Compute the new means and covariances; an unused component keeps its old ones."""
         used = np.maximum(sums["usage"], 1e-300)[:, None]
         alive = sums["usage"][:, None] > 1e-6
         w = np.where(alive, sums["qy"] / used, params["W"])
@@ -119,10 +109,7 @@ class MoG(AnnealedMixture):
         return {"W": w, "covariance": sigma, "least": params["least"]}
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Set an unused component to a badly explained sample, with the mean covariance, in place.
-
-        row: (D,), the sample.
-        """
+        """Set an unused component to a badly explained sample, with the mean covariance."""
         super()._restart(params, atom, row, residual)
         params["covariance"][atom] = params["covariance"].mean(axis=0)
 

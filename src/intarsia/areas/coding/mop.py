@@ -61,10 +61,7 @@ class MoP(AnnealedMixture):
             raise ConfigError("total", got=self.total, want=want, fix=fix)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
-        """Check that data are not negative, and scale each row to the sum `total` if that is set.
-
-        X: (n, D); first: the data are `fit`'s; least: the smallest number of rows.
-        """
+        """Check that data are not negative; scale each row to the sum `total` if there is one."""
         x = not_negative(super()._read(X, first, least), "MoG, whose components have signs")
         if self.total is None:
             return x
@@ -73,7 +70,6 @@ class MoP(AnnealedMixture):
         return (self.total - x.shape[1]) * x / length + 1
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data."""
         atoms = self.n_components
         w = mean + random.standard_normal((atoms, len(mean))) * spread / 4
         least = np.array(FLOOR * mean.mean())
@@ -85,18 +81,12 @@ class MoP(AnnealedMixture):
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
-        """Compute the log-probability of each sample for each component, independent Poissons.
-
-        params: "W" (H, D), the means; x: (n, D), counts.  -> (n, H).
-        """
+        """Compute each sample's log-probability by component, independent Poissons: (n, H)."""
         w = params["W"]
         return x @ np.log(w).T - w.sum(axis=1) - gammaln(x + 1).sum(axis=1, keepdims=True)
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
-        """Compute the new means W = sum q y / sum q; an unused component keeps its old one.
-
-        params: those before the step; sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y.
-        """
+        """Compute the new means W = sum q y / sum q; an unused component keeps its old one."""
         used = sums["usage"][:, None]
         w = np.where(used > 1e-6, sums["qy"] / np.maximum(used, 1e-300), params["W"])
         if self.total is not None:

@@ -51,8 +51,8 @@ def not_negative(x: Array, instead: str) -> Array:
 def moments(data: Samples, shards: RowShards) -> tuple[Array, float]:
     """Compute the mean of each feature (D,), and the root of their mean variance.
 
-    data: the samples of this process; shards: adds sums up over processes. Raises: DataError for a
-      column without values, and for constant data.
+    shards: adds sums up over processes. Raises: DataError for a column without values, and for
+      constant data.
     """
     observed = np.ones_like(data.x) if data.observed is None else data.observed
     count = shards.sum(observed.sum(axis=0).astype(np.float64))

@@ -57,14 +57,7 @@ class States:
     """
 
     def __init__(self, width: int, active: int, values: Sequence[float] = (1.0,)) -> None:
-        """List the states of a sample: which of its candidates are on, and with what values.
-
-        A state is a subset of 2 to `active` candidates (causes that may be on in the sample), and a
-        choice of one of the values for each of them.
-        width: the number of candidates of a sample; active: the largest number that may be on at
-          once; values: (m,), those that a cause can have when it is on.
-        Raises: ConfigError for too many states.
-        """
+        """List the states: subsets of 2 to `active` candidates, with a value for each member."""
         # a set of g causes has m^g assignments of values
         sizes = range(2, active + 1)
         self.values = np.asarray(values, dtype=np.float64)
@@ -97,7 +90,7 @@ class States:
         """Expand numbers of states to the values of all causes, 0 = off: (n, k, causes).
 
         index: (n, k), the numbers of k states of each of n samples; candidates: (n, width), numbers
-          of the causes that may be on in each sample; causes: how many there are in all.
+          of the causes that may be on in each sample.
         """
         m = len(self.values)
         states = np.zeros((len(index), index.shape[1], causes))

@@ -43,7 +43,6 @@ class Truncated(Annealed, abc.ABC):
     _usual: ClassVar[tuple[int, int]] = (8, 5)  # defaults of n_candidates and max_active
 
     def _values(self) -> tuple[float, ...]:
-        """Return the values of a cause that is on."""
         return (1.0,)
 
     def _check(self, shards: RowShards) -> None:

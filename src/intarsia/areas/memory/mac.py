@@ -60,7 +60,7 @@ def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: li
     sigmoid is the higher, the more familiar the item is: a G^b, G the mean of the modules' largest
     evidence.
     evidence: V of each unit, (Q, K), Q modules of K units; expansion: (a, b); floor: psi of a unit
-      without evidence; seed: for this draw. Returns the number of the winner in each module, (Q,).
+      without evidence. Returns the number of the winner in each module, (Q,).
     """
     a, b = expansion
     eta = a * evidence.max(axis=1).mean() ** b  # a G^b: the more familiar, the steeper
@@ -243,10 +243,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_items_ = self.n_active_ = 0
 
     def _learn(self, x: Array, chained: bool = False) -> None:
-        """Learn items one after the other.
-
-        x: (n, D) bits; chained: a row's code is an input of the next one.
-        """
+        """Learn items (n, D) one by one; chained: a row's code is an input of the next one."""
         # the algorithm of one item: V, then the winners, then their weights
         codes = np.empty((len(x), self.n_modules), np.int64)
         before: Array | None = None
@@ -275,10 +272,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return pack_bits((winners[:, None] == np.arange(self.n_units)).ravel())
 
     def _evidence(self, X: Any, rows: bool = True) -> Array:
-        """Compute the evidence V of every unit, (n, Q, K).
-
-        X: (n, D), or (D,) where `rows` is True.
-        """
+        """Compute the evidence V of every unit, (n, Q, K)."""
         x = self._read(_rows(X) if rows else X)
         return np.stack(
             [
@@ -294,10 +288,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return round(self.n_active_ / self.n_items_)
 
     def _bits_of(self, codes: Array, active: int) -> Array:
-        """Return the bits that most winners of a code have learned, (n, D).
-
-        codes: (n, Q), the winner of each of Q modules; active: number of bits of an item.
-        """
+        """Return the bits that most winners of a code (n, Q) have learned, (n, D)."""
         q, width = np.arange(self.n_modules), self.n_features_in_
         bits = np.zeros((len(codes), width), np.int64)
         for row, winners in zip(bits, codes, strict=True):
@@ -309,10 +300,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return bits
 
     def _read(self, X: Any, reset: bool = False) -> Array:
-        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError.
-
-        X: (n, D); reset: the data are `fit`'s.
-        """
+        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError."""
         if not reset:
             check_is_fitted(self, "weights_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))
@@ -328,10 +316,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return bits
 
     def _warn_of_collapse(self, x: Array) -> None:
-        """Warn where many different items got the same code, and suggest a baseline.
-
-        x: (n, D), the items that were just learned.
-        """
+        """Warn where many different items got the same code, and suggest a baseline."""
         items, winners = len(np.unique(x, axis=0)), self.codes_
         codes = basis_set_size(winners)
         if items < FEW or codes >= COLLAPSED * items:

@@ -105,10 +105,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return sum(side * side for side in self.grid) * self.n_modules * self.n_units
 
     def _codes_of(self, row: Array, learn: bool) -> list[Array]:
-        """Compute the codes of one picture, for each level the numbers of the winners, (macs, Q).
-
-        row: the picture's bits, (pixels,) bool.
-        """
+        """Compute the codes of one picture, for each level the numbers of winners, (macs, Q)."""
         levels, below = [], row
         for level in range(len(self.grid)):
             weights, fields = getattr(self, f"weights_{level}_"), self._fields(level)
@@ -163,10 +160,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
                 raise ConfigError("radius", got=got, want=want, fix=fix)
 
     def _read(self, X: Any, reset: bool = False) -> Array:
-        """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError.
-
-        X: (n, height * width); reset: the data are `fit`'s.
-        """
+        """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError."""
         if not reset:
             check_is_fitted(self, "weights_0_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))

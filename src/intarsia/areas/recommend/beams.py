@@ -53,11 +53,7 @@ class TrieTensors(nn.Module):
     leaves: Tensor
 
     def __init__(self, trie: Trie, offsets: Tensor) -> None:
-        """Copy the arrays of a trie to unsaved buffers, and count the items below each node.
-
-        trie: of semantic ids, an item being a path of tokens; offsets: (L,), the vocabulary's first
-          token of each level.
-        """
+        """Copy the arrays of a trie to unsaved buffers, and count the items below each node."""
         super().__init__()
         parts = {n: torch.from_numpy(getattr(trie, n)) for n in ("starts", "token", "item", "path")}
         leaves = torch.bincount(parts["path"].flatten(), minlength=len(parts["token"]))
@@ -93,11 +89,10 @@ def generate_items(
 ) -> GeneratedItems:
     """Generate items after each history: the `width` best sequences, or as many draws.
 
-    model: computes log-probabilities of tokens; paths: the trie of semantic ids; x: (B, n),
-      histories, as numbers of items from 1; items: how many to generate; width: sequences for each
-      history; excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the
-      generator to sample with, None = beam search. A token is allowed where an item that was not
-      generated yet is below it in the trie, so that every sequence can be finished.
+    model: computes log-probabilities of tokens; x: (B, n), histories, as numbers of items from 1;
+      excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the generator
+      to sample with, None = beam search. A token is allowed where an item that was not generated
+      yet is below it in the trie, so that every sequence can be finished.
     Raises: DataError where fewer items are left.
     """
     batch, rows = len(x), len(x) * width
@@ -146,11 +141,8 @@ def generate_items(
 
 
 def _items_left(paths: TrieTensors, used: Tensor, row: Tensor, child: Tensor, level: int) -> Tensor:
-    """Count the items below each child node that were not generated or excluded, (N,).
-
-    paths: the trie; used: (R, U), numbers of items from 1, 0 = none; row: (N,), the row of each
-      child; child: (N,), nodes; level: their level.
-    """
+    """Count the items below each child node that were not generated or excluded, (N,)."""
+    # used: (R, U), numbers of items from 1, 0 = none; row: (N,), the row of each child
     nodes = torch.where(used > 0, paths.path[(used - 1).clamp_min(0), level], -1)  # (R, U)
     once = _first_occurrence(used)  # an item that stands twice counts once
     return paths.leaves[child] - ((nodes[row] == child[:, None]) & once[row]).sum(1)
@@ -165,11 +157,8 @@ def _first_occurrence(used: Tensor) -> Tensor:
 def _choose(
     scores: Tensor, score: Tensor, batch: int, width: int, draws: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose which sequences continue, and with which token: the best ones, or at random.
-
-    scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), of
-    each sequence so far. Returns (R,).
-    """
+    """Choose which sequences continue, and with which token: the best ones, or at random."""
+    # scores: (R, V), log-probabilities of the next token; score: (R,), of each sequence so far
     size = scores.shape[1]
     if draws is not None:
         rows = torch.arange(len(scores), device=scores.device)

@@ -50,16 +50,14 @@ class Ease(Settings):
 
 
 class EaseModel(ItemWeights):
-    """Model of `Ease`.  users (B,) -> scores (B, items + 1)."""
+    """Model of `Ease`.  users (B,) -> scores (B, items + 1).
+
+    Raises: DataError for too many items.
+    """
 
     settings: Ease
 
     def __init__(self, settings: Ease, events: Interactions) -> None:
-        """Make room for B, (items + 1, items + 1); its first row and column are no item.
-
-        settings: of the model; events: pairs of users and items.  Raises: DataError for too many
-          items.
-        """
         if (items := len(events.item_ids)) > MOST:
             got = f"{items:,} items, whose pairs take {4e-9 * items**2:,.0f} GB"
             fix = "Use itemknn, which keeps each item's nearest, or lightgcn."

@@ -55,10 +55,7 @@ class FieldCoding:
         return {WORDS: len(self.words) + 1, TEXT: HASHES, NUMBER: len(self.edges) + 2}[self.kind]
 
     def codes(self, values: ItemField) -> Array:
-        """Code values as whole numbers, (items, longest), padded with -1; 0 for an unknown value.
-
-        values: the field's, one or several for each item.
-        """
+        """Code values as whole numbers, (items, longest), padded with -1; 0 = an unknown value."""
         if self.kind == NUMBER:
             numbers = np.asarray(values.values, dtype=float)
             # numbers are coded by the interval that they lie in; 0 is a number that is missing
@@ -94,11 +91,6 @@ class FieldVectors(nn.Module):
     def __init__(
         self, fields: Mapping[str, ItemField], width: int, *, generator: torch.Generator
     ) -> None:
-        """Build a table of vectors for each field, and the MLP from these to an item's vector.
-
-        fields: name -> its values for all items; width: length of an item's vector; generator:
-          draws the first weights. Raises: DataError for no field.
-        """
         super().__init__()
         if not fields:
             got, want = "items of which nothing is known", "one field at least"

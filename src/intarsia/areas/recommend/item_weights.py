@@ -26,7 +26,6 @@ class ItemWeights(Ranker):
     """
 
     def __init__(self, settings: Settings, events: Interactions, columns: int) -> None:
-        """Make room for the weights, which `learn` computes."""
         super().__init__(settings, events)
         self.weights = nn.Embedding(len(events.item_ids) + 1, columns)
         self.weights.requires_grad_(False)

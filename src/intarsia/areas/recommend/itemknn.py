@@ -60,7 +60,6 @@ class ItemKnnModel(ItemWeights):
     settings: ItemKnn
 
     def __init__(self, settings: ItemKnn, events: Interactions) -> None:
-        """Make room for the neighbours of each item."""
         super().__init__(settings, events, min(settings.neighbours, len(events.item_ids)))
         self.places: Tensor
         self.register_buffer("places", torch.zeros(self.weights.weight.shape, dtype=torch.int64))

@@ -35,8 +35,8 @@ def train_recommender(
 ) -> Run:
     """Train a model on events in place, by its own losses.
 
-    train: the events that it was built of; val: held-out events, which each epoch is scored on;
-      record, finish: as of `intarsia.fit`; options: keywords of `fit`.
+    val: held-out events, which each epoch is scored on; record, finish: as of `intarsia.fit`;
+      options: keywords of `fit`.
     Raises: as `fit`.
     """
     training, recipe, running = settle(None, options)
@@ -56,8 +56,8 @@ def solve_recommender(
 ) -> Run:
     """Solve a model that has a closed form, where others train; return a run without steps.
 
-    solve: computes its weights; record, finish: as of `train_recommender`; options: keywords of
-      `fit`; the keywords of steps are refused.
+    record, finish: as of `train_recommender`; options: keywords of `fit`; the keywords of steps are
+      refused.
     Raises: ConfigError.
     """
     name = type(model.settings).__name__
@@ -77,5 +77,4 @@ def solve_recommender(
 def _write(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
-    """Write the trained weights into a run's folder."""
     write_learned(model, folder, parts)

@@ -57,7 +57,6 @@ class LightGcnModel(Ranker):
     def __init__(
         self, settings: LightGcn, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the vectors of users and items, and build the normalised graph of events."""
         super().__init__(settings, events)
         users, items = len(events.user_ids), len(events.item_ids) + 1
         self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))

@@ -117,7 +117,6 @@ class M2TRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build the encoder of sessions and a head for each predicted field."""
         super().__init__(settings, events)
         # torch's layers draw from the global generator: seed it, and restore it after
         with torch.random.fork_rng(devices=[]):
@@ -137,7 +136,6 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def _tasks(self) -> tuple[str, ...]:
-        """Return the names of the fields that a head predicts."""
         words = [c.name for c in self.items.coding if c.kind == WORDS]  # pyright: ignore
         if self.settings.tasks is None:
             return tuple(words)
@@ -212,10 +210,8 @@ class M2TRecModel(Recommender):
         return losses
 
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,).
-
-        x: (B, n), sessions; target: (B,), the next items.
-        """
+        """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,)."""
+        # x: (B, n), sessions; target: (B,), the next items
         with_events = self.chance.nonzero()[:, 0]
         extra = with_events[torch.randint(len(with_events), (SAMPLED,), device=x.device)]
         zero = x.new_zeros(1)
@@ -226,10 +222,7 @@ class M2TRecModel(Recommender):
         return places, torch.log1p(-absent).clamp_min(-30)
 
     def _of_field(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of a head for a field of the next item.
-
-        name: the field's name; logits: (N, codes); target: (N,), numbers of the next items, from 1.
-        """
+        """Compute the loss of a head (N, codes) for a field of the next item."""
         vectors: Any = self.items
         place = next(i for i, c in enumerate(vectors.coding) if c.name == name)
         codes = vectors.codes(place)[target]  # (N, most), -1 = none, 0 = not known
@@ -257,8 +250,8 @@ class M2TRecModel(Recommender):
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
         """Add items by their fields alone, without training.
 
-        ids: their names; fields: name -> its values for these items. Raises: DataError for an id
-          that is known, or a field that is missing; ConfigError for a model of ids.
+        fields: name -> its values for these items. Raises: DataError for an id that is known, or a
+          field that is missing; ConfigError for a model of ids.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Build it by M2TRec(...), whose items are their fields."
@@ -273,8 +266,7 @@ class M2TRecModel(Recommender):
         """Return how much each field adds to an item's score: field -> number, the largest first.
 
         It is the item's score minus its score when this field is left out of the item. query: a
-        user's id, or ids of a session's items; item: its name.  Raises: DataError for an unknown
-        item.
+        user's id, or ids of a session's items.  Raises: DataError for an unknown item.
         """
         return self.reasons(query, [item])[0]
 
@@ -283,8 +275,8 @@ class M2TRecModel(Recommender):
     ) -> list[dict[str, float]]:
         """Return `explain` of each of several items; the session is encoded only once.
 
-        query: a user's id, or ids of a session's items; items: names of items to explain. Raises:
-          ConfigError for a model of items without fields.
+        query: a user's id, or ids of a session's items. Raises: ConfigError for a model of items
+          without fields.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
@@ -316,11 +308,7 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, events: Interactions, longest: int, *, all_prefixes: bool) -> None:
-        """List for each sample the first event of its session and the event to predict.
-
-        events: sorted by session and time; longest: most items of a session that are read;
-          all_prefixes: a sample for every prefix of a session, or only for its last item.
-        """
+        """List for each sample the first event of its session and the event to predict."""
         spans = events.sessions(longest=longest + 1).spans
         first, last = np.array(spans, dtype=np.int64).T  # of each session, the end exclusive
         self.items, self.longest = events.items, longest

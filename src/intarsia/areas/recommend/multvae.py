@@ -61,7 +61,6 @@ class MultVaeModel(Ranker):
     def __init__(
         self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the weights of the encoder and the decoder for the items of some events."""
         super().__init__(settings, events)
         n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)
@@ -78,10 +77,7 @@ class MultVaeModel(Ranker):
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return a data set with each user once, next to her last item, which the loss ignores.
-
-        events: sorted by user.
-        """
+        """Return a data set with each user once, next to her last item, which the loss ignores."""
         users, first = torch.from_numpy(events.users).unique_consecutive(return_inverse=True)
         # The end of each user's run of events, less 1.
         last = torch.bincount(first).cumsum(0) - 1

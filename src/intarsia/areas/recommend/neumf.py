@@ -56,11 +56,7 @@ class NeuMfModel(Ranker):
     def __init__(
         self, settings: NeuMf, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw two vectors for each user and item of some events, and the layers.
-
-        One is for the product of both, one for the network. settings: of the model; events: pairs
-        of users and items; generator: the source of first weights.
-        """
+        """Draw the layers, and two vectors for each user and item: for product and network."""
         super().__init__(settings, events)
         users, items, w = len(events.user_ids), len(events.item_ids) + 1, settings.width
         self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)

@@ -174,11 +174,6 @@ class OneRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build vocabulary, encoder of histories and decoder of sessions.
-
-        settings: of the model; events: of the training part; ids: fitted semantic ids, a tuple of L
-          tokens for each item; generator: draws the first weights.
-        """
         super().__init__(settings, events)
         w, codes = settings.width, ids.codes_
         # one vocabulary for all levels: a token is its code plus the offset of its level
@@ -262,7 +257,7 @@ class OneRecModel(Recommender):
     def start(self, x: Tensor, copies: int) -> DecoderState:
         """Encode histories, and return the decoder's state before the first token.
 
-        x: (B, n), histories as numbers of items; copies: rows of the state for each history.
+        x: (B, n), histories as numbers of items.
         """
         caches, mask = self.read_history(x, copies)
         return DecoderState(caches, mask, [None] * len(caches))
@@ -288,7 +283,7 @@ class OneRecModel(Recommender):
     def reorder(self, state: DecoderState, rows: Tensor) -> None:
         """Let rows of the decoder's state continue others, in place.
 
-        state: caches of earlier tokens; rows: (R,), for each row the one that it continues.
+        rows: (R,), for each row the one that it continues.
         """
         # the history's cache needs no reordering: rows of one history share it
         state.tokens = [None if c is None else (c[0][rows], c[1][rows]) for c in state.tokens]
@@ -305,9 +300,8 @@ class OneRecModel(Recommender):
     ) -> GeneratedItems:
         """Generate items after each history: the `width` best sequences, or as many draws.
 
-        x: (B, n), numbers of items from 1; items: how many to generate; width: sequences for each
-          history; excluded: (B, U), numbers of items that may not be generated; draws: generator to
-          sample with, None = beam search.
+        x: (B, n), numbers of items from 1; excluded: (B, U), numbers of items that may not be
+          generated; draws: generator to sample with, None = beam search.
         Raises: ConfigError for more items than the model's `session`.
         """
         at_least("items", items, 1)
@@ -324,8 +318,8 @@ class OneRecModel(Recommender):
     def draw(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Sample several sessions after each history.
 
-        x: (B, n), histories as numbers of items; count: sessions for each; generator: of the draws.
-          -> (B, count, S), the numbers of the S items of each session.
+        x: (B, n), histories as numbers of items; count: sessions for each. -> (B, count, S), the
+          numbers of the S items of each session.
         """
         return self.generate(x, self.settings.session, width=count, draws=generator).items
 
@@ -381,12 +375,7 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, events: Interactions, settings: OneRec, *, liked_only: bool) -> None:
-        """List all windows of users: (first event of the history, first event of the session).
-
-        events: sorted by user and time; settings: lengths of history and session; liked_only: only
-          sessions with liked items, as training needs; evaluation takes all.
-        Raises: DataError where no user has enough events.
-        """
+        """List all windows of users: (first event of the history, first of the session)."""
         self.settings = settings
         self.items = torch.from_numpy(events.items) + 1
         rated = not np.isnan(events.ratings).all()

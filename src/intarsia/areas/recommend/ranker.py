@@ -26,10 +26,6 @@ class Ranker(Recommender):
     """
 
     def __init__(self, settings: Settings, events: Interactions) -> None:
-        """Record which items each user has in the training part; they are not recommended again.
-
-        settings: of the model; events: the training part. Raises: DataError for no event.
-        """
         super().__init__(settings, events)
         if not len(events):
             fix = "Give it the training part."
@@ -48,7 +44,7 @@ class Ranker(Recommender):
     def questions(self, events: Interactions) -> Dataset[Any]:
         """Return pairs of a user and a held-out item that the user did not have in training.
 
-        events: the held-out part. Raises: DataError for no such pair.
+        Raises: DataError for no such pair.
         """
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]

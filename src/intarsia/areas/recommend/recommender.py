@@ -64,8 +64,8 @@ class Settings(abc.ABC):
         The settings' own `recommend` answers by the newest model that they have trained.
 
         events: `Interactions`, a DataFrame, or rows (user, item) with a time and a rating if there
-          are; val: held-out ones, None = the last epoch is kept; seed: of weights and order;
-          options: keywords of `intarsia.fit`; the settings' own `training` is the default.
+          are; val: held-out ones, None = the last epoch is kept; options: keywords of
+          `intarsia.fit`; the settings' own `training` is the default.
         Raises: as `fit`, and DataError for events that are none.
         """
         data = as_interactions(events)
@@ -125,10 +125,7 @@ class Recommender(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Score all items, (n + 1,).
-
-        user: a user's number or None; history: numbers of the user's items from 1, oldest first.
-        """
+        """Score all items, (n + 1,).  history: numbers of the user's items from 1, oldest first."""
 
     def learn(
         self,
@@ -140,7 +137,7 @@ class Recommender(nn.Module, abc.ABC):
     ) -> Run:
         """Train the model in place on the events that it was built of; return the run.
 
-        train: these events; val: held-out ones; finish, options: as of `intarsia.fit`.
+        val: held-out ones; finish, options: as of `intarsia.fit`.
         """
         return train_recommender(self, train, val, finish=finish, **options)
 
@@ -156,8 +153,7 @@ class Recommender(nn.Module, abc.ABC):
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
         """Add items by their fields alone; this model cannot.
 
-        ids: of the items; fields: name -> values. Raises: ConfigError, as every model that has no
-          fields.
+        fields: name -> values. Raises: ConfigError, as every model that has no fields.
         """
         got, want = f"{type(self).__name__}, which learns a vector for each", "a model of fields"
         raise ConfigError("new items", got=got, want=want, fix="Use m2trec, or train anew.")
@@ -167,7 +163,7 @@ class Recommender(nn.Module, abc.ABC):
     ) -> list[dict[str, float]]:
         """Return how much each field adds to each item's score; this model cannot.
 
-        who: id of a user, or ids of the items of a history; items: ids of the items to explain.
+        who: id of a user, or ids of the items of a history.
           Raises: ConfigError, as every model without fields.
         """
         got, fix = type(self).__name__, "Leave --why out, or ask a run of m2trec."
@@ -178,8 +174,8 @@ class Recommender(nn.Module, abc.ABC):
     ) -> list[Recommendation]:
         """Recommend a whole session, in its order; this model cannot.
 
-        who: id of a user, or ids of the items of a history; items: how many; exclude_seen: no item
-          that the user has had.
+        who: id of a user, or ids of the items of a history; exclude_seen: no item that the user has
+          had.
         Raises: ConfigError, as every model that generates no sessions.
         """
         got, fix = type(self).__name__, "Leave --session out, or ask a run of onerec."
@@ -191,8 +187,7 @@ class Recommender(nn.Module, abc.ABC):
         """Return the k best items, best first.
 
         query: a user's id, or ids of items in the order in which they were taken; unknown items are
-          left out with a warning; k: number of items; exclude_seen: leave out the items of the user
-          or the session.
+          left out with a warning; exclude_seen: leave out the items of the user or the session.
         Raises: DataError for an unknown user, and where no item is left.
         """
         at_least("k", k, 1)
@@ -256,7 +251,6 @@ def with_new_items(
 ) -> Interactions:
     """Return the events with more items, which have no events yet.
 
-    events: with the known items; ids, fields: of the new items.
     Raises: DataError for an id that exists, a field that is missing or of another length.
     """
     existing = set(events.item_ids)

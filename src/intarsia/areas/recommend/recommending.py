@@ -49,10 +49,7 @@ class FittedRecommender:
     def recommend(
         self, query: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
-        """Return the k best items, best first, see `Recommender.recommend`.
-
-        query: a user's id, or ids of items; exclude_seen: leave out the items of the user.
-        """
+        """Return the k best items, best first, see `Recommender.recommend`."""
         return self.model.recommend(query, k, exclude_seen=exclude_seen)
 
 
@@ -174,9 +171,8 @@ def save_recommender(
 ) -> tuple[SavedTable, ...]:
     """Write a recommender into a folder: card.json, weights, ids, item fields and events.
 
-    model: trained, with the events it knows. built_of: the training events, which a model of users
-    needs again. Tables with zeros are written as CSR rows where that is smaller; returns a line for
-    each table.
+    built_of: the training events, which a model of users needs again. Tables with zeros are written
+    as CSR rows where that is smaller; returns a line for each table.
     Raises: TrainingError if it cannot be written.
     """
     events = model.known

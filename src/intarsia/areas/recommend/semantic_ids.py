@@ -80,8 +80,7 @@ def kmeans(
 ) -> tuple[Array, Array]:
     """Cluster vectors by Lloyd's algorithm from random points.
 
-    x: (N, d); count: of clusters; balanced: each cluster gets as many vectors; random: the source
-      of the start.  -> labels (N,), centres (count, d).
+    x: (N, d); balanced: each cluster gets as many vectors.  -> labels (N,), centres (count, d).
     """
     centres = x[random.permutation(len(x))[:count]].copy()
     label = np.full(len(x), -1)
@@ -128,11 +127,8 @@ def assign_balanced(cost: Array) -> Array:
 
 
 def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
-    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes.
-
-    cost: (N, K), of each row with each centre; least: how many rows each centre gets; extra: how
-      many centres get one more.  -> (N,), the centre of each row.
-    """
+    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes."""
+    # cost: (N, K); each centre gets `least` rows, and `extra` of them one more
     label = np.full(len(cost), -1)
     free = np.full(cost.shape[1], least)
     # the cheapest pairs of row and centre first; a full centre takes one more while `extra` lasts
@@ -168,8 +164,8 @@ def entropy(counts: Array) -> float:
 def item_vectors(train: Interactions, width: int = 32) -> Array:
     """Compute unit vectors of items, (items, width): right singular vectors of the training events.
 
-    train: the training events; width: number of singular vectors. The matrix of users by items is
-      divided by the roots of both counts of events; items without events have 0.
+    width: number of singular vectors. The matrix of users by items is divided by the roots of both
+      counts of events; items without events have 0.
     """
     size = (len(train.user_ids), len(train.item_ids))
     matrix = np.zeros(size)

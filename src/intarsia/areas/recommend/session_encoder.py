@@ -19,14 +19,10 @@ class Attention(nn.Module):
     """Attention softmax(q k^T / sqrt(16)) v, heads of width 16.  (B, n, d), (B, m, d) -> (B, n, d).
 
     mask: (B or 1, n, m) bool, True = visible.
+    Raises: ConfigError for a width that heads of 16 do not divide.
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
-        """Build the projections to queries, keys, values and output.
-
-        width: d; dropout: rate on the attention weights. Raises: ConfigError for a width that heads
-          of 16 do not divide.
-        """
         super().__init__()
         if width < HEAD or width % HEAD:
             fix = f"Use {max(1, round(width / HEAD)) * HEAD}."
@@ -69,10 +65,6 @@ class SessionBlock(nn.Module):
     """Block x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, dropout: float) -> None:
-        """Build the attention and the MLP, each behind a norm.
-
-        width: of the states; dropout: rate on attention weights and on both branches.
-        """
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, dropout)
         self.drop = nn.Dropout(dropout)
@@ -108,7 +100,6 @@ class SessionEncoder(nn.Module):
         causal: bool = True,
         dropout: float = 0.1,
     ) -> None:
-        """Build the position vectors and blocks."""
         super().__init__()
         at_least("layers", layers, 1)
         at_least("longest", longest, 1)
@@ -145,7 +136,7 @@ class SessionEncoder(nn.Module):
 def pad_sessions(sessions: Any, longest: int) -> Tensor:
     """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1.
 
-    sessions: numbers of items from 1, one list for each; longest: items that are kept of each.
+    sessions: numbers of items from 1, one list for each.
     """
     rows = [torch.as_tensor(s, dtype=torch.int64)[-longest:] for s in sessions]
     n = max(1, *(len(row) for row in rows)) if rows else 1

@@ -33,11 +33,6 @@ class SessionReward(nn.Module):
     def __init__(
         self, items: int, settings: OneRec, *, width: int = 32, layers: int = 1, seed: int = 0
     ) -> None:
-        """Build item vectors, self-attention over the session, and the MLP that scores each item.
-
-        items: their number; settings: lengths of history and session; width, layers: of the
-          encoder; seed: of the first weights.
-        """
         super().__init__()
         at_least("items", items, 1)
         self.settings = settings

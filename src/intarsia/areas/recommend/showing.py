@@ -40,8 +40,8 @@ def recommend_with_warnings(
 ) -> tuple[list[Recommendation], list[str]]:
     """Return a model's recommendations, and the texts of its warnings.
 
-    query: id of a user, or ids of the items of a history; k: number of items; include_seen: items
-      of the history may be recommended; session: generate a whole session.
+    query: id of a user, or ids of the items of a history; include_seen: items of the history may be
+      recommended.
     Raises: ConfigError for a session of a model that generates none; otherwise as `recommend`.
     """
     with warnings.catch_warnings(record=True) as caught:
@@ -62,8 +62,7 @@ def new_ranks(
 ) -> list[dict[str, Any]]:
     """Return where new items stand among all items: item, rank from 1, of how many, and score.
 
-    query: id of a user, or ids of the items of a history; added: ids of the new items;
-      include_seen: items of the history are ranked, too.  The best new item comes first.
+    query: id of a user, or ids of the items of a history.  The best new item comes first.
     """
     count = len(model.known.item_ids)
     ranked, _ = recommend_with_warnings(model, query, count, include_seen=include_seen)
@@ -80,9 +79,8 @@ def item_rows(
 ) -> list[dict[str, Any]]:
     """Return rows of items with title, score, semantic id, and what each field adds to the score.
 
-    query: id of a user, or ids of the items of a history; items: recommended items with scores;
-      explain: compute the fields' parts.  Raises: ConfigError if the model has no fields to explain
-      by.
+    query: id of a user, or ids of the items of a history.  Raises: ConfigError if the model has no
+      fields to explain by.
     """
     has_events = model.known.popularity() > 0
     places = [model.known.item(recommendation.item) for recommendation in items]
@@ -108,7 +106,6 @@ class RecommenderPage:
     """Recommender behind a web page, one request at a time.  Answers are ready for JSON."""
 
     def __init__(self, model: Recommender) -> None:
-        """Prepare titles, popularity and fields of the model's items for display."""
         self.model, self._lock = model, threading.Lock()
         events = model.known
         self.titles = [_title(model, place) for place in range(len(events.item_ids))]
@@ -145,7 +142,7 @@ class RecommenderPage:
     def find(self, text: str, k: int = 8) -> dict[str, Any]:
         """Find users with an id that begins with a text, and items by words of the title or by id.
 
-        text: of a search box; k: results of each kind at most; items of most events come first.
+        k: results of each kind at most; items of most events come first.
         """
         events, low = self.model.known, text.strip().lower()
         words = low.split()
@@ -171,11 +168,10 @@ class RecommenderPage:
     ) -> dict[str, Any]:
         """Answer a query: past items and recommendations.
 
-        query: a user's id or ids of items; k: number of recommendations; include_seen: items of the
-          history may be recommended; session: generate a whole session; new: only items without
-          events. Returns taken (past items, the latest first, at most 50), total (their number),
-          reads (how many of them the model uses, None = all), items, told (warnings) and
-          milliseconds. Raises: as `recommend_with_warnings`.
+        query: a user's id or ids of items; new: only items without events. Returns taken (past
+          items, the latest first, at most 50), total (their number), reads (how many of them the
+          model uses, None = all), items, told (warnings) and milliseconds. Raises: as
+          `recommend_with_warnings`.
         """
         with self._lock:  # warnings are caught for one question at a time
             start = time.perf_counter()

@@ -80,7 +80,7 @@ class EngineQueries:
     def load(cls, path: str | Path, folder: str | Path) -> EngineQueries:
         """Read what `save` wrote.
 
-        path: of the file; folder: of the index; only its weights of tokens are read.
+        folder: of the index; only its weights of tokens are read.
         Raises: CheckpointError.
         """
         try:
@@ -106,7 +106,7 @@ class EngineQueries:
     def weights(self, text: str, factors: tuple[float, float]) -> list[tuple[int, str, float]]:
         """Return (number, name, weight) of each token and stem of a query.
 
-        text: the query; factors: of tokens and of stems, 0 = leave them out.
+        factors: of tokens and of stems, 0 = leave them out.
         """
         of_tokens, of_stems = factors
         pairs = self.queries.of(text) if of_tokens else []
@@ -126,10 +126,10 @@ class EngineQueries:
 def export(index: SparseIndex, form: str, path: str | Path) -> Path:
     """Write an index's documents for another search engine, one JSON object a line.
 
-    index: the index; form: "opensearch" or "elasticsearch", the body of a _bulk request; the
-      mapping is `mapping(form)`, a query is `engine_query(form, ...)`; "qdrant", points with a
-      sparse vector "text" and a payload of id, text and fields; "trec", id and vector, token ->
-      weight (Anserini's and PISA's JSON of vectors); path: of the file.
+    form: "opensearch" or "elasticsearch", the body of a _bulk request; the mapping is
+      `mapping(form)`, a query is `engine_query(form, ...)`; "qdrant", points with a sparse vector
+      "text" and a payload of id, text and fields; "trec", id and vector, token -> weight
+      (Anserini's and PISA's JSON of vectors).
     What queries need is written next to it, see `queries_file`.  Returns the path.
     Raises: ConfigError for another form; TrainingError if it cannot be written.
     """
@@ -219,9 +219,9 @@ def engine_query(
     """Return a query's body for an engine: tokens and their weights, computed without a model.
 
     form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens, or the ones
-      from `export`; text: the query; k: number of hits; factors: of tokens and of stems: (1, 0) and
-      (0, 1) ask by one kind, `queries.factors` joins both; None = tokens alone, or stems alone
-      where the index has no model. Raises: ConfigError.
+      from `export`; factors: of tokens and of stems: (1, 0) and (0, 1) ask by one kind,
+      `queries.factors` joins both; None = tokens alone, or stems alone where the index has no
+      model. Raises: ConfigError.
     """
     one_of("form", form, ("opensearch", "elasticsearch", "qdrant"))
     if isinstance(queries, QueryWeights):
@@ -241,7 +241,7 @@ def engine_query(
 def seismic_index(index: SparseIndex, **settings: Any) -> Any:
     """Build an index of pyseismic-lsr, an approximate engine, from the same vectors.
 
-    index: ours; settings: of `build_from_dataset`. Raises: MissingExtra.
+    settings: of `build_from_dataset`. Raises: MissingExtra.
     """
     library = _seismic()
     data, word = library.SeismicDataset(), library.get_seismic_string()
@@ -257,9 +257,8 @@ def seismic_search(
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """Search a Seismic index; return (id, score) pairs of each query, largest first.
 
-    seismic: of `seismic_index`; queries: weights of query tokens; texts: the queries; k: number of
-      hits; query_cut: number of the heaviest tokens to look up; heap_factor: below 1 the search
-      stops later and finds more of the exact answer.
+    seismic: of `seismic_index`; query_cut: number of the heaviest tokens to look up; heap_factor:
+      below 1 the search stops later and finds more of the exact answer.
     """
     word = _seismic().get_seismic_string()
     hits: list[list[tuple[str, float]]] = []

@@ -39,7 +39,6 @@ class Condition(NamedTuple):
         return any(self._compares(value, self.sign) for value in values)
 
     def _compares(self, value: Any, sign: str) -> bool:
-        """Compare one value of a document with the condition's value."""
         wanted, got = _number(self.value), _number(value)
         if wanted is not None and got is not None:
             return SIGNS[sign](got, wanted)
@@ -68,7 +67,7 @@ def parse_filters(conditions: Sequence[str]) -> list[Condition]:
 def masks_of(segments: Sequence[Segment], conditions: Sequence[str]) -> list[np.ndarray] | None:
     """Return which documents of each segment meet all conditions, (documents,) bool each.
 
-    segments: parts of an index; conditions: texts; without any, None is returned.
+    conditions: texts; without any, None is returned.
     Raises: ConfigError for another form; UnknownName for a field that no document has; DataError.
     """
     if not conditions:
@@ -85,7 +84,6 @@ def masks_of(segments: Sequence[Segment], conditions: Sequence[str]) -> list[np.
 
 
 def _number(value: Any) -> float | None:
-    """Return a value as a number, None if it is none."""
     if isinstance(value, bool):
         return None
     try:

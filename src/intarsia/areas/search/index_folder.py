@@ -58,8 +58,7 @@ def write_index(
 ) -> None:
     """Write new segments and meta.json into an existing folder, and delete unlisted segments.
 
-    queries: weights of query tokens; segments: parts of the index; metadata: model, digest and
-      stored; lexical: settings of BM25, None = without.
+    metadata: model, digest and stored; lexical: settings of BM25, None = without.
     """
     rows = [
         {"docs": s.postings.count, "sha256": s.write(folder, metadata["stored"]), "file": s.file,

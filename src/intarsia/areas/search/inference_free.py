@@ -52,12 +52,6 @@ class InferenceFree:
     def __init__(
         self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
     ) -> None:
-        """Read tokenizer and query weights from an encoder.
-
-        encoder: a `SparseEncoder` with a table of query weights; name: of the model, for display;
-          prune: weights below this share of a document's largest are left out; megabytes: size of
-          logits in memory at a time. Raises: ConfigError for another kind of encoder.
-        """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
         self.encoder, self.prune, self.megabytes = encoder, prune, megabytes
@@ -302,10 +296,7 @@ def _query_module(encoder: Any) -> Any:
 
 
 def _max_over_parts(rows: Any, owner: Sequence[int], count: int) -> Any:
-    """Compute each token's largest weight over a document's parts, (count, V).
-
-    rows: a sparse matrix (parts, V).
-    """
+    """Compute each token's largest weight over a document's parts, (count, V)."""
     # parts of one document are consecutive
     edges = np.searchsorted(owner, np.arange(count + 1))
     empty = sp.csr_matrix((1, rows.shape[1]), dtype=np.float32)

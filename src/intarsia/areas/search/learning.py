@@ -75,8 +75,7 @@ class LearnedRetrieval:
 def draw_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
     """Draw queries for documents that have none: 3 to 8 consecutive words of a document each.
 
-    texts: the documents; count: of queries; seed: of the draw. Returns pairs of a query and the
-      number of the document that answers it.
+    Returns pairs of a query and the number of the document that answers it.
     Raises: DataError where no document has 8 words.
     """
     draws = random.Random(seed)
@@ -188,7 +187,6 @@ def _trainer(
     library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
     recipe: LearnedRetrieval, seed: int, out: Path,
 ) -> Any:  # fmt: skip
-    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps."""
     try:
         from datasets import Dataset
     except ImportError as error:
@@ -234,7 +232,7 @@ def _trainer(
 def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
     """Return the weight of each token in the penalty, (V,).
 
-    model: has the tokens' idf; penalty: "flops", 1 for each, or "idf", in proportion to 1 / idf^2.
+    penalty: "flops", 1 for each, or "idf", in proportion to 1 / idf^2.
     """
     weights = torch.from_numpy(model.queries.weights)
     if penalty == "flops":

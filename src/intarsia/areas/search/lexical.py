@@ -53,7 +53,6 @@ class Lexical:
     b: float = 0.75
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
         at_least("k1", self.k1, 0, fix="Try 1.5.")
@@ -71,8 +70,8 @@ class Stems:
     def of(cls, texts: Sequence[str], language: str, numbers: StemNumbers | None = None) -> Stems:
         """Count how often each text has each stem.
 
-        texts: of documents; language: one of LANGUAGES; numbers: of stems of earlier texts in that
-          language, which then are not stemmed again.
+        language: one of LANGUAGES; numbers: of stems of earlier texts in that language, which then
+          are not stemmed again.
         """
         names, counts = (numbers or StemNumbers(language)).counts(texts)
         return cls(names, Postings(*counts[:3], len(texts)))
@@ -81,7 +80,7 @@ class Stems:
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
         """Join the stems of several segments of an index, without deleted documents' stems.
 
-        parts: stems of each segment; alive: (documents,) bool of each, False = deleted.
+        alive: (documents,) bool of each, False = deleted.
         """
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
@@ -182,10 +181,7 @@ class Bm25Lists:
     """
 
     def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
-        """Compute the norms of all documents, with the mean length over all segments.
-
-        parts: stems of each segment; settings: k1 and b.
-        """
+        """Compute the norms of all documents, with the mean length over all segments."""
         self.parts, self.count = parts, sum(part.counts.count for part in parts)
         self._cached = dict[str, QueryStem]()
         words = sum(float(part.lengths.sum()) for part in parts)
@@ -194,9 +190,9 @@ class Bm25Lists:
     def queries(self, words: Sequence[str], *, prune: float, max_df: float) -> list[Query]:
         """Return a query's stems with their weights, once for each segment of the index.
 
-        words: the query's stems; prune: leave out those below this share of the heaviest; max_df:
-          leave out those in more than this share of the documents. Returns for each segment pairs
-          (the stem's number there, its idf times its uses in the query).
+        prune: leave out those below this share of the heaviest; max_df: leave out those in more
+          than this share of the documents. Returns for each segment pairs (the stem's number there,
+          its idf times its uses in the query).
         """
         times = Counter(words)
         looked_up = [(self._look_up(word), number) for word, number in times.items()]

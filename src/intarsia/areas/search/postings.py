@@ -43,7 +43,7 @@ class Postings:
     def of(cls, rows: Any) -> Postings:
         """Build the posting lists of a sparse matrix (documents, V) of weights.
 
-        rows: the matrix. Weights that are not above 0, NaN among them, are left out.
+        Weights that are not above 0, NaN among them, are left out.
         """
         matrix: Any = sp.csr_matrix(rows, dtype=np.float32)
         matrix.sum_duplicates()
@@ -124,11 +124,7 @@ class Postings:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], count: int) -> Postings:
-        """Read and check the arrays of `encode`.
-
-        arrays: by name; count: of documents.  Raises: CheckpointError for arrays that do not fit
-          together.
-        """
+        """Read and check the arrays of `encode`.  Raises: CheckpointError for misfits."""
         try:
             starts, docs, weights = arrays["starts"], arrays["docs"], arrays["weights"]
         except KeyError as error:
@@ -154,7 +150,6 @@ class Postings:
 
 
 def _damaged(got: str) -> CheckpointError:
-    """Return the error for arrays that are no posting lists."""
     fix = "Copy the index again from its source, or build it anew."
     return CheckpointError("posting lists", got=got, want="what an index writes", fix=fix)
 
@@ -162,7 +157,7 @@ def _damaged(got: str) -> CheckpointError:
 def sum_scores(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
     """Add up the scores of queries on their posting lists, over the same documents.
 
-    parts: (posting lists, query) pairs; count: number of documents.  -> (count,).
+    parts: (posting lists, query) pairs.  -> (count,).
     """
     total = np.zeros(count, np.float32)
     for lists, query in parts:
@@ -181,8 +176,8 @@ def merge_postings(
 ) -> Postings:
     """Join posting lists, without deleted documents, in the documents' order.
 
-    parts: lists of several segments; alive: (documents,) bool of each, False = deleted; None = all;
-    numbers: (tokens,) int64 of each, its tokens' numbers among all `size` of them; None = the same.
+    alive: (documents,) bool of each, False = deleted; None = all; numbers: (tokens,) int64 of each,
+    its tokens' numbers among all `size` of them; None = the same.
     """
     size = parts[0].tokens if size is None else size
     masks = [None if m is None or m.all() else m for m in alive]
@@ -219,8 +214,8 @@ def _without_deleted(part: Postings, mask: Array | None) -> Postings:
 def search_naive(rows: Any, query: Query, k: int) -> list[tuple[int, float]]:
     """Search by the definition, over every document and every token of the query.
 
-    rows: a sparse matrix (documents, V); query: (token, weight) pairs; k: how many.  Returns
-      (index, score) of the k best, as `best`.
+    rows: a sparse matrix (documents, V); query: (token, weight) pairs.  Returns (index, score) of
+      the k best, as `best`.
     """
     dense = np.asarray(rows.todense())
     scores = {i: sum(q * float(row[j]) for j, q in query) for i, row in enumerate(dense)}

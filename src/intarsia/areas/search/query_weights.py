@@ -42,11 +42,7 @@ class QueryWeights:
     """
 
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
-        """Check that there is one finite weight of at least 0 for each token.
-
-        tokenizer: the text of a tokenizer.json; weights: (V,), one for each token. Raises:
-          CheckpointError, ConfigError.
-        """
+        """Check that there is one finite weight of at least 0 for each token."""
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
         self._words_apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()
@@ -72,7 +68,7 @@ class QueryWeights:
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of each text's tokens, without a model's special tokens.
 
-        texts: queries. Raises: ConfigError for a text of more than LONGEST characters.
+        Raises: ConfigError for a text of more than LONGEST characters.
         """
         for text in texts:
             if len(text) > LONGEST:
@@ -98,15 +94,15 @@ class QueryWeights:
     def of(self, text: str, *, prune: float = 0.0) -> list[tuple[int, float]]:
         """Return the distinct tokens of a query with their weights, heaviest first.
 
-        text: the query; prune: tokens below this share of the heaviest are left out. Empty for a
-          query without a known token.  Raises: ConfigError.
+        prune: tokens below this share of the heaviest are left out. Empty for a query without a
+          known token.  Raises: ConfigError.
         """
         return self.of_many([text], prune=prune)[0]
 
     def of_many(self, texts: Sequence[str], *, prune: float = 0.0) -> list[list[tuple[int, float]]]:
         """Return the distinct tokens of several queries with their weights, heaviest first.
 
-        texts: the queries; prune: tokens below this share of a query's heaviest are left out.
+        prune: tokens below this share of a query's heaviest are left out.
         """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         queries: list[list[tuple[int, float]]] = []
@@ -128,10 +124,7 @@ class QueryWeights:
         return str(self.tokenizer.id_to_token(token))
 
     def frequencies(self, texts: Iterable[str], batch: int = 1024) -> tuple[np.ndarray, int]:
-        """Count the texts that have each token, (V,), and all texts.
-
-        texts: documents; batch: texts at a time.
-        """
+        """Count the texts that have each token, (V,), and all texts."""
         counts, total, part = np.zeros(len(self.weights), np.int64), 0, list[str]()
 
         def add() -> None:

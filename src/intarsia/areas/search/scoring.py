@@ -38,11 +38,7 @@ class Scorer:
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
-        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1.
-
-        segments: parts of the index; queries: weights of query tokens; lexical: settings of BM25,
-          None = learned scores alone.
-        """
+        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1."""
         self.segments, self.queries, self.lexical = segments, queries, lexical
         all_stems = [s.stems for s in segments if s.stems is not None]
         self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(all_stems, lexical)
@@ -51,8 +47,8 @@ class Scorer:
     def joined(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[JoinedQuery]:
         """Yield the tokens and stems of each query, with their weights.
 
-        texts: the queries; prune: leave out weights below this share of the query's heaviest;
-          max_df: leave out tokens and stems that are in more than this share of the documents.
+        prune: leave out weights below this share of the query's heaviest; max_df: leave out tokens
+          and stems that are in more than this share of the documents.
         """
         tokens: Any = [[] for _ in texts]
         if self.learned:
@@ -78,9 +74,9 @@ class Scorer:
     ) -> list[tuple[Array, Array]]:
         """Return each segment's k documents of the largest score above 0, and their scores.
 
-        query: tokens and stems with their weights; k: how many; masks: (documents,) bool of each
-          segment, False = left out; None = all; two_phase: as `scores`, which it is equal to but
-          for rounding: here only lists that can change the k best are read.
+        masks: (documents,) bool of each segment, False = left out; None = all; two_phase: as
+          `scores`, which it is equal to but for rounding: here only lists that can change the k
+          best are read.
         """
         if two_phase is not None:
             return self._best_of_all(self.scores(query, k, two_phase)[0], k, masks)
@@ -149,9 +145,8 @@ class Scorer:
         """Score each segment's documents; return the scores and the two factors of the sum.
 
         A score is factors[0] L + factors[1] B, L the learned score, B BM25's score.  Deleted
-        documents have 0. query: tokens and stems with their weights; k: number of hits that are
-        wanted; two_phase: None = exact learned scores; else only the best two_phase * k documents
-        by the heaviest tokens have one, see `SparseIndex.search`.
+        documents have 0. two_phase: None = exact learned scores; else only the best two_phase * k
+        documents by the heaviest tokens have one, see `SparseIndex.search`.
         """
         if self.bm25 is None or self.lexical is None:
             pairs = [(s, self._learned(s, query.tokens, k, two_phase)) for s in self.segments]
@@ -175,10 +170,7 @@ class Scorer:
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None
     ) -> list[tuple[Postings, Query]]:
-        """Return posting lists with query weights that sum to the learned score of a segment.
-
-        query: (token, weight) pairs, heaviest first.
-        """
+        """Return posting lists with query weights that sum to a segment's learned score."""
         lists = segment.postings
         if two_phase is None or not query:
             return [(lists, query)]
@@ -200,18 +192,12 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """Count the documents, deleted ones too, with each token in their vectors.
-
-    segments: parts of the index; size: V.  -> (V,).
-    """
+    """Count the documents, deleted ones too, with each of V tokens in their vectors: (V,)."""
     return sum((s.postings.frequencies() for s in segments), np.zeros(size, np.int64))
 
 
 def _without_deleted(segment: Segment, scores: Array) -> Array:
-    """Set the scores of a segment's deleted documents to 0, in place, and return the scores.
-
-    segment: knows which are deleted; scores: (..., documents).
-    """
+    """Set a segment's scores (..., documents) of deleted documents to 0, in place."""
     if segment.deleted:
         scores[..., list(segment.deleted)] = 0
     return scores

@@ -62,8 +62,7 @@ class Segment:
     def write(self, folder: Path, stored: str) -> str:
         """Write the segment, unless its file exists; return its SHA-256.
 
-        folder: of the index; stored: type of the weights, such as "float16".  Raises:
-          TrainingError.
+        stored: type of the weights, such as "float16".  Raises: TrainingError.
         """
         arrays = self.postings.encode(stored) | _pack_texts("ids", self.ids)
         if self.stems is not None:
@@ -82,8 +81,8 @@ class Segment:
     def read(cls, path: Path, count: int, digest: str, deleted: Sequence[int]) -> Segment:
         """Read a file that `write` wrote.
 
-        path: of the file; count, digest, deleted: documents, SHA-256 and deleted documents by
-          meta.json.  Raises: CheckpointError if it is damaged.
+        count, digest, deleted: documents, SHA-256 and deleted documents by meta.json.  Raises:
+          CheckpointError if it is damaged.
         """
         try:
             content = map_checked(path, digest)
@@ -160,14 +159,14 @@ def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class PackedTexts(Sequence[str]):
-    """Texts that stay bytes, possibly mapped from a file, until each is read."""
+    """Texts that stay bytes, possibly mapped from a file, until each is read.
+
+    raw: (bytes,) uint8, all texts in UTF-8; ends: (texts,) int64, where each ends.
+    Raises: ValueError for bytes that are no texts, or ends that do not fit.
+    """
 
     def __init__(self, raw: np.ndarray, ends: np.ndarray) -> None:
-        """Check the texts.
-
-        raw: (bytes,) uint8, all texts in UTF-8; ends: (texts,) int64, where each ends. Raises:
-          ValueError for bytes that are no texts, or ends that do not fit.
-        """
+        """Check that the texts are UTF-8, and that their ends fit."""
         starts = np.concatenate([np.zeros(1, np.int64), ends])
         if (np.diff(starts) < 0).any() or starts[-1] != len(raw):
             raise ValueError("texts whose lengths do not fit")
@@ -181,7 +180,6 @@ class PackedTexts(Sequence[str]):
         self.raw, self.starts = raw, starts
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
         return len(self.starts) - 1
 
     @overload
@@ -191,7 +189,6 @@ class PackedTexts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
 
     def __getitem__(self, place: int | slice) -> str | list[str]:
-        """Return a text, or the texts of a slice."""
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         number = range(len(self))[place]
@@ -211,7 +208,7 @@ def unpacked_texts(name: str, arrays: dict[str, np.ndarray]) -> Sequence[str]:
 def arrays_of(content: mmap.mmap | bytes) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file by name, without a copy.
 
-    content: the file's. Raises: ValueError, KeyError, TypeError for another.
+    Raises: ValueError, KeyError, TypeError for another.
     """
     size = int.from_bytes(content[:8], "little")
     header = parse_json(content[8 : 8 + size])

@@ -19,10 +19,9 @@ def search_results(
 ) -> dict[str, Any]:
     """Search, and return the hits with their terms, ready for JSON.
 
-    index: the index; query: a text; k: number of hits; where: conditions on fields. Returns hits:
-      id, score, text, fields, parts (pieces of the text, and True for a word that scored), terms
-      (token, score, expanded, stem); tokens: the query's tokens with a weight, heaviest first;
-      stems: the query's stems.
+    Returns hits: id, score, text, fields, parts (pieces of the text, and True for a word that
+    scored), terms (token, score, expanded, stem); tokens: the query's tokens with a weight,
+    heaviest first; stems: the query's stems.
     Raises: ConfigError; UnknownName for a field that no document has.
     """
     tokens = index.queries.of(query)
@@ -69,8 +68,7 @@ def mark_parts(
 ) -> list[tuple[str, bool]]:
     """Split a text into pieces (piece, True = marked), at most `width` characters in all.
 
-    Marked are the pieces of `tokens`, and words with a stem that is among `words`. index: knows how
-    texts are split; text: of a document; tokens: numbers of tokens; words: stems.  Of a long text
+    Marked are the pieces of `tokens`, and words with a stem that is among `words`. Of a long text
     the part around the first marked piece is returned.
     """
     marked = [(a, b) for token, a, b in index.queries.places(text) if token in tokens]

@@ -74,6 +74,7 @@ class SparseIndex:
     index without documents; model, digest: name and digest of the model that encodes documents;
     stored: type of weights on disk, "float16", "float32" or "uint8" (a scale for each token);
     lexical: BM25 next to the learned vectors, None = without: no stems are stored.
+    Raises: DataError for an id that occurs twice.
     """
 
     def __init__(
@@ -85,13 +86,7 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
-        """Build an index of documents that are ranked by BM25 alone, or start one of a model.
-
-        docs: texts, (id, text) pairs or records; or weights of query tokens; model, digest: name
-          and digest of the model that encodes documents; stored: type of the weights on disk,
-          "float16", "float32" or "uint8"; lexical: settings of BM25, None = without.
-        Raises: DataError for an id that occurs twice.
-        """
+        """Build an index of documents that are ranked by BM25 alone, or start one of a model."""
         reader = StemsAlone()
         queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
         if queries is reader.queries:
@@ -214,7 +209,6 @@ class SparseIndex:
     def _encoded(
         self, encoder: DocumentEncoder, documents: Sequence[Document], texts: bool
     ) -> Segment:
-        """Return documents as a segment."""
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
             got = f"{encoder.name} ({encoder.digest[:12]})"
             fix = "Encode with that model, or build an index of its own."
@@ -254,7 +248,6 @@ class SparseIndex:
         return Postings.decode(lists.encode(self.stored), lists.count)
 
     def _add(self, segment: Segment) -> None:
-        """Add a segment, and record where its documents are."""
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
@@ -382,7 +375,6 @@ class SparseIndex:
         self._scorer_of_segments()
 
     def _scorer_of_segments(self) -> Scorer:
-        """Return the scorer of the present segments, built when it is first needed."""
         if self._scorer is None:
             self._scorer = Scorer(self.segments, self.queries, self.lexical)
         return self._scorer
@@ -392,10 +384,6 @@ class SparseIndex:
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, best_of: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
-        """Return the k best hits of all segments.
-
-        found: numbers and scores of each segment's best; k: how many.
-        """
         hits = list[Hit]()
         for segment, (numbers, scores) in zip(self.segments, best_of, strict=True):
             for number, score in zip(map(int, numbers), scores.tolist(), strict=True):

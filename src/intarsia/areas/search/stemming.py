@@ -19,9 +19,8 @@ MOST = 65_504.0  # of a count in float16, which is exact up to 2,048
 def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:
     """Return the stems of each text in order, without stop words, as bm25s has them.
 
-    texts: of documents or queries; language: one of LANGUAGES; numbered: return bm25s' object with
-      `ids`, the stems as numbers, and `vocab`, stem -> number. Raises: MissingExtra without bm25s
-      and PyStemmer.
+    language: one of LANGUAGES; numbered: return bm25s' object with `ids`, the stems as numbers, and
+      `vocab`, stem -> number. Raises: MissingExtra without bm25s and PyStemmer.
     """
     known_stems = _known(language)
     if numbered:
@@ -44,7 +43,6 @@ class KnownStems(dict[str, "str | None"]):
         self.stop, self.stemmer, self.tokenize = stop, stemmer, tokenize
 
     def __missing__(self, word: str) -> str | None:
-        """Return a new word's stem."""
         stem = self[word] = None if word in self.stop else self.stemmer.stemWord(word)
         return stem
 
@@ -75,7 +73,7 @@ class StemNumbers:
     def counts(self, texts: Sequence[str]) -> tuple[list[str], PostingLists]:
         """Count how often each text has each stem that is in any of them.
 
-        texts: of documents. Returns the stems, and the lists of counts in float16.
+        Returns the stems, and the lists of counts in float16.
         """
         words, ends = self._words.add(texts)
         self._of_word = np.append(self._of_word, self._new())

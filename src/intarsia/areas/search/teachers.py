@@ -32,11 +32,6 @@ class Bm25:
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = BM25.k1, b: float = BM25.b) -> None:
-        """Index the texts of a collection.
-
-        texts: by number; k1: how soon repeated words stop counting; b: correction for length, 0 to
-          1.
-        """
         tokens = stems(texts, BM25.language, numbered=True)
         import bm25s
 
@@ -51,10 +46,7 @@ class Bm25:
         return best
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
-        """Score each query's candidates.
-
-        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
-        """
+        """Score each query's candidates, numbers of documents (queries, n).  -> (queries, n)."""
         words = stems(queries, BM25.language)
         rows = [
             self.index.get_scores(query_stems)[row] if query_stems else np.zeros(len(row))
@@ -70,11 +62,7 @@ class DenseTeacher:
     """
 
     def __init__(self, texts: Sequence[str], name: str, *, report: Report = announce) -> None:
-        """Load the sentence encoder; no text is encoded yet.
-
-        texts: the collection, by number; name: of a packaged encoder, or a folder; report: called
-          with the progress of a download. Raises: AssetError.
-        """
+        """Load the sentence encoder; no text is encoded yet."""
         folder = packaged_folder(SENTENCE_ENCODERS, name, report) or name
         library = sentence_transformers()
         try:
@@ -91,7 +79,7 @@ class DenseTeacher:
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         """Compute each query's cosines with its candidates.
 
-        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
+        candidates: (queries, n), numbers of documents.  -> (queries, n).
         """
         # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
@@ -113,8 +101,7 @@ def teachers_of(
 ) -> dict[str, Teacher]:
     """Build teachers by name: bm25, minilm, or a folder of a sentence encoder.
 
-    names: of the teachers; texts: the collection, by number; report: receives lines about
-      downloads. Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
+    Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
     """
     if not names or len(set(names)) != len(names):
         got, fix = ",".join(names) or "none", "For example: --teachers minilm,bm25"

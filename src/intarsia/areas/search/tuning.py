@@ -22,8 +22,8 @@ def tune_lexical(
 ) -> Lexical:
     """Tune BM25 by nDCG@10, first k1 and b without the learned score, then its share; return it.
 
-    index: it uses the new settings afterwards; queries: of validation; at most 500 of them
-      are drawn (do not test on them); qrels: relevance by query and document; seed: of the draw.
+    index: it uses the new settings afterwards; queries: of validation; at most 500 of them are
+      drawn (do not test on them); qrels: relevance by query and document.
     Raises: ConfigError for an index without BM25; DataError where no query is judged.
     """
     if index.lexical is None:

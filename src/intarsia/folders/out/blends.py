@@ -76,8 +76,7 @@ def export_blend_timm(
     which needs Pillow, numpy and timm. An earlier export at `path` is replaced, anything else is
     not.
 
-    classes: names of the outputs. several_labels: outputs are logits of labels that may apply
-    together. report: is given lines of text.
+    several_labels: outputs are logits of labels that may apply together.
     Raises: as `export_timm` for each member.
     """
     target = Path(path)
@@ -147,7 +146,6 @@ def export_blend_program(
 
 
 def _graph(members: Sequence[BlendMember], classes: Sequence[str], several_labels: bool) -> Graph:
-    """Return the graph of a blend."""
     _check_members(members)
     parts = [prepared(member.model, member.images, member.inputs) for member in members]
     models: list[Logits] = [model for model, _ in parts]

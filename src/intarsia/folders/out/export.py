@@ -86,7 +86,6 @@ def export_timm(
 
 
 def _label_names(model: nn.Module) -> list[str] | None:
-    """Return the class names in a timm model's configuration, or None."""
     return getattr(model, "pretrained_cfg", {}).get("label_names")
 
 
@@ -165,7 +164,6 @@ def _mlp_ratios(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight and buffer."""
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 

@@ -143,7 +143,6 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
 
 
 def _read_back(gguf: Any, file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Compare the tensors of a file with those that were written."""
     # what the file has, decoded by GGUF's own package
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     for key, want in tensors.items():

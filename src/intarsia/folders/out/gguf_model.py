@@ -64,7 +64,7 @@ class GgufNames:
         """Return a tensor with the rows of queries and keys in the order of llama.cpp's "llama".
 
         transformers rotates feature i of a head with i + D / 2, llama.cpp 2 i with 2 i + 1. Other
-        tensors are returned as they are. path: the tensor's name in the model.
+        tensors are returned as they are.
         """
         if (heads := self._turned(path)) is None:
             return tensor
@@ -72,10 +72,7 @@ class GgufNames:
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     def restored(self, path: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of a file with its rows in the model's order, the inverse of `ordered`.
-
-        path: the tensor's name in the model; tensor: its rows, of weights or of their bytes.
-        """
+        """Return a file's tensor with its rows in the model's order, the inverse of `ordered`."""
         if (heads := self._turned(path)) is None:
             return tensor
         # rows (head, i, half) -> (head, half, i)
@@ -162,7 +159,6 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
 def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
     """Return the architecture of a transformers model in llama.cpp, and GGUF's names of tensors.
 
-    host: the model; paths: names of the tensors in it.
     Raises: ExportError for an architecture, settings or tensors that llama.cpp does not know.
     """
     name = type(host).__name__
@@ -189,7 +185,6 @@ def _has_tied_head(host: Any) -> bool:
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
-    """Check that a model's tensors have the names and shapes that its config builds."""
     with torch.device("meta"):
         # on "meta": shapes alone
         like = type(host)(host.config).state_dict()
@@ -223,13 +218,11 @@ def _check_settings(config: Any) -> None:
 
 
 def _head_dim(config: Any) -> int:
-    """Return the width of an attention head."""
     stated = getattr(config, "head_dim", None)
     return stated or config.hidden_size // config.num_attention_heads
 
 
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
-    """Return GGUF's type for each tensor, by GGUF's name."""
     kinds = gguf.GGMLQuantizationType
     state, types = named.model.state_dict(), dict[str, Any]()
     for path, name in named.names.items():
@@ -245,7 +238,6 @@ def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Write the model's settings, as sizes and rotary positions, into the header of the file."""
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
     # llama.cpp recognises Phi-3's tokenizer by "phi-3" in the name
@@ -279,11 +271,9 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
 
 
 def _context(config: Any) -> int:
-    """Return the longest context, in tokens, in which llama.cpp computes the same as the model.
-
-    Its Llama has no sliding window, so that the window, if there is one, limits the context.
-    """
+    """Return the longest context, in tokens, in which llama.cpp computes the same as the model."""
     window = getattr(config, "sliding_window", None)
+    # its Llama has no sliding window: where the model has one, that is the limit
     longest = config.max_position_embeddings
     return longest if window is None else min(window, longest)
 
@@ -299,10 +289,7 @@ def _context_note(named: GgufNames) -> str:
 
 
 def _frequencies(named: GgufNames) -> dict[str, Tensor]:
-    """Return {"rope_freqs.weight": divisors of the rotary frequencies} for Llama 3's scaling.
-
-    Empty for other models. The divisors are (D / 2,), plain frequencies over scaled ones.
-    """
+    """Return the divisors of the rotary frequencies for Llama 3's scaling, {} for other models."""
     config = named.model.config
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
@@ -310,6 +297,7 @@ def _frequencies(named: GgufNames) -> dict[str, Tensor]:
     scaled = named.model.model.rotary_emb.inv_freq.detach().float().cpu()
     # theta^(-2 i / D), the frequencies without Llama 3's scaling
     plain = rope["rope_theta"] ** -(torch.arange(0, 2 * len(scaled), 2).float() / (2 * len(scaled)))
+    # (D / 2,), plain frequencies over scaled ones
     return {"rope_freqs.weight": plain / scaled}
 
 

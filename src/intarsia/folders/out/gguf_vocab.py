@@ -69,8 +69,7 @@ class Vocabulary:
 def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     """Return a tokenizer's vocabulary in the form that llama.cpp reads.
 
-    tokenizer: a fast one of transformers; size: rows of the model's embedding; ids that the
-    tokenizer does not use become "[PAD...]".
+    size: rows of the model's embedding; ids that the tokenizer does not use become "[PAD...]".
     Raises: ExportError for a tokenizer that is no byte-pair encoding, splits or changes text as
     none of llama.cpp's rules does, or has more tokens than the model.
     """
@@ -133,7 +132,6 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _tokens(
     tokenizer: Any, vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
-    """Return the text and the type of each id."""
     added_by_id = {entry["id"]: entry for entry in added}
     last = max([*vocab.values(), *added_by_id], default=-1)
     if last >= size:
@@ -152,11 +150,7 @@ def _tokens(
 
 
 def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text into words.
-
-    Each rule is tried on a text with everything in which they differ, since several patterns split
-    in the same way.
-    """
+    """Return llama.cpp's name for the rule by which a byte-level tokenizer cuts text."""
     from tokenizers import Regex, pre_tokenizers
 
     normal = content["normalizer"]
@@ -180,11 +174,9 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
-    """Return True if a SentencePiece tokenizer puts a space before the text.
-
-    The only other change that its normalizer and pre-tokenizer may make is to replace spaces by
-    U+2581, the sign SPACE here, since llama.cpp makes no other.
-    """
+    """Return True if a SentencePiece tokenizer puts a space before the text."""
+    # its only other change may be to replace spaces by U+2581, the sign SPACE here: llama.cpp
+    # makes no other
     before = False
     for step in (*_steps(content["normalizer"]), *_steps(content["pre_tokenizer"])):
         kind = step["type"]
@@ -235,5 +227,4 @@ def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
 
 
 def _unknown_tokenizer(got: str, want: str) -> ExportError:
-    """Build the error for a tokenizer that llama.cpp does not know."""
     return ExportError("tokenizer for GGUF", got=got, want=want, fix=ELSEWHERE)

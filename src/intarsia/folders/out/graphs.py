@@ -195,10 +195,7 @@ def write_program(graph: Graph, target: Path, tolerance: float | None, report: R
 
 
 def target_of(path: str | Path, suffix: str) -> Path:
-    """Return the path of the file to write.
-
-    suffix: that it must have, as ".onnx". Raises: ConfigError for a folder, or another suffix.
-    """
+    """Return the path of the file to write.  Raises: ConfigError for a folder or another suffix."""
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
         subject, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
@@ -207,10 +204,7 @@ def target_of(path: str | Path, suffix: str) -> Path:
 
 
 def needs(package: str) -> Any:
-    """Import an optional package and return it.
-
-    Raises: MissingExtra if it is not installed.
-    """
+    """Import an optional package and return it.  Raises: MissingExtra if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -254,7 +248,6 @@ def _graph(
 
 
 def _trace(trace: Callable[[], Any], subject: str) -> Any:
-    """Call a function that traces a model."""
     try:
         with warnings.catch_warnings():
             # torch's exporter calls a function that torch has deprecated
@@ -311,7 +304,6 @@ def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Differ
 def _check_difference(
     subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
 ) -> None:
-    """Check a difference of outputs against the tolerance."""
     limit = tolerance_of(wrapped) if tolerance is None else tolerance
     deviation.check(
         subject, limit, ExportError, "Export in float32, or set tolerance= as you accept it."

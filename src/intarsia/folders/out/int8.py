@@ -146,7 +146,6 @@ def _comparison_line(
 
 
 def _run_session(session: Any, images: Tensor) -> Tensor:
-    """Run a batch through a session."""
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
@@ -161,10 +160,7 @@ def accuracy_of(logits: Tensor, truth: Tensor) -> float:
 
 
 def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
-    """Return the median time of each session on one picture, measured in turns.
-
-    sessions: of onnxruntime; image: (1, C, H, W).
-    """
+    """Return the median time of each onnxruntime session on one picture (1, C, H, W)."""
     spent: list[list[float]] = [[] for _ in sessions]
     for repeat in range(REPEATS + 1):
         # by turns, so that other work on the machine hits both alike

@@ -89,7 +89,6 @@ class PackedTensor(NamedTuple):
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:
-    """View a tensor as bytes."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8)
 
 
@@ -226,7 +225,6 @@ def _codes_weights(settings: Any) -> TypeGuard[Coded]:
 
 
 def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
-    """Return a copy of the adapter's config, its settings and its name."""
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
         subject, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
@@ -286,7 +284,6 @@ def _head_format(model: PeftModel, name: str) -> Gaussian | None:
 
 
 def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[PackedTensor]:
-    """Yield the tensors of an adapter's heads, in the order of the file."""
     for head in _heads(model, name):
         formats_of_heads = {
             id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)

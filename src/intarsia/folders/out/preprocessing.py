@@ -52,9 +52,8 @@ def described(
 ) -> dict[str, Any]:
     """Describe as JSON how `prepare` turns pictures into inputs, and the names of the outputs.
 
-    inputs: the configuration; classes: names of the outputs; several_labels: each output is a label
-    of its own. Returns a dictionary; its "resize" is "to" a height and width; the "shorter" side in
-    px; or as large as "covers", or fits "inside", a height and width, proportions kept.
+    Returns a dictionary; its "resize" is "to" a height and width; the "shorter" side in px; or as
+    large as "covers", or fits "inside", a height and width, proportions kept.
     """
     # timm: resize to size / crop, then crop the middle
     height, width = (math.floor(side / inputs.crop) for side in inputs.size)
@@ -89,7 +88,7 @@ def described_blend(
 def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
     """Read a picture file, and turn it into the model's input, (1, 3, height, width) float32.
 
-    picture: path or open file; settings: the export's "preprocessing", see `described`.
+    settings: the export's "preprocessing", see `described`.
     """
     with Image.open(picture) as file:
         # EXIF stores how the camera was held
@@ -222,8 +221,8 @@ _BLENDS = {
 def script(needs: str, path: Path, *, blend: bool = False) -> str:
     """Write the Python program that classifies pictures with an export.
 
-    needs: package that runs it, "timm", "onnxruntime" or "torch".  path: of the exported file or
-    folder.  blend: of several models, see `described_blend`.
+    needs: package that runs it, "timm", "onnxruntime" or "torch".  blend: of several models, see
+    `described_blend`.
     """
     imports, load, run = (_BLENDS if blend else _FORMS)[needs]
     name = SCRIPT if needs == "timm" else script_of(path).name
@@ -247,8 +246,8 @@ def write_script(
 ) -> str:
     """Write the program that classifies pictures next to an exported file.
 
-    needs: package that runs it; path: of the export; how: pictures become inputs, None = nothing is
-    written. blend: of several models. Returns a sentence for the report.
+    needs: package that runs it; how: pictures become inputs, None = nothing is written. Returns a
+    sentence for the report.
     """
     if how is None:
         return " The model does not say how it wants pictures: pass preprocessing= to have it kept."

@@ -241,17 +241,14 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
 
 
 def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
-    """Return the paths of a role in a block that has two of its layers as the MLP.
-
-    role, position: as in `places`. A sequential module follows the second layer; BERT's attention
-    includes the addition of its input, so that only its output layer can be followed.
-    """
+    """Return the paths of a role in a block that has two of its layers as the MLP."""
     both = split_mlp_of(block) or ()
     if role == "mlp_linear":
         return list(both)
     if role == "mlp":
         return list(both[1:]) if position == "sequential" else []
     attention = attention_of(block) or ""
+    # BERT's attention adds its input: only its output layer can be followed
     behind = f"{attention}.output.dense"
     if behind not in {p for p, _ in layers_of(block)}:
         return [attention]

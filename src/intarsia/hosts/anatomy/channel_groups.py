@@ -46,10 +46,7 @@ class ChannelGroup:
 
 @dataclass
 class _Value:
-    """Channels that a node of the graph computes.
-
-    group: number of their group; pooled: they are vectors, no longer maps.
-    """
+    """Channels that a node computes, of a group; pooled: they are vectors, no longer maps."""
 
     group: int
     pooled: bool = False
@@ -154,7 +151,6 @@ class _GroupFinder:
 
 
 def _nested_nodes(args: Any) -> Iterator[fx.Node]:
-    """Yield the nodes in nested arguments."""
     nodes: list[fx.Node] = []
     map_arg(args, lambda n: nodes.append(n) or n)
     yield from nodes
@@ -239,8 +235,5 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
 def orders_to_json(
     groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
 ) -> list[list[int]]:
-    """Return the order of every free group as a list of numbers, [] for an unchanged one.
-
-    groups: those that can be reordered; orders: index of a group -> its order.
-    """
+    """Return the order of every free group as a list of numbers, [] for an unchanged one."""
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

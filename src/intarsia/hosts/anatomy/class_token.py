@@ -60,10 +60,7 @@ def _last_block(model: nn.Module) -> tuple[Block, Attention] | None:
 
 
 def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> bool:
-    """Return True if computing the class token alone gives the logits of the full forward.
-
-    Noise is added to trained weights for the comparison, since adapters begin at 0.
-    """
+    """Return True if computing the class token alone gives the logits of the full forward."""
     learns = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
     noise = torch.Generator().manual_seed(0)
@@ -136,12 +133,9 @@ def _attention(
 
 
 def _without_keys(attention: Any, x: Tensor) -> Tensor:
-    """Compute the first token's attention without keys or values: (B, T, d) -> (B, 1, h e).
-
-    With h heads of width e: q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k; the last term is the same
-    for all tokens t and cancels in the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t +
-    b_v, since the attention weights a_t add up to 1.
-    """
+    """Compute the first token's attention without keys or values: (B, T, d) -> (B, 1, h e)."""
+    # q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k: the last term is the same for all t, and cancels in
+    # the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t + b_v, since sum_t a_t = 1
     heads, width = attention.num_heads, attention.head_dim
     weight_q, *_ = attention.qkv.weight.chunk(3)
     bias = attention.qkv.bias

@@ -106,7 +106,6 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
 
 
 def _unknown(model: nn.Module, got: str, want: str) -> ConfigError:
-    """Return the error for a model when its inputs cannot be made up."""
     fix = "Pass inputs=, a batch of its inputs."
     return ConfigError(f"input of {type(model).__name__}", got=got, want=want, fix=fix)
 
@@ -126,11 +125,7 @@ def _text(model: nn.Module, config: Any) -> Mapping[str, Tensor]:
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-    """Draw seeded normal noise as a model's input: (batch, channels, height, width).
-
-    model: gives dtype, device, channels and size; batch: number of images; size: another (height,
-    width).
-    """
+    """Draw seeded normal noise as a model's input: (batch, channels, height, width)."""
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     channels, *model_size = image_shape(model)

@@ -45,10 +45,7 @@ class Constants:
     """
 
     def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
-        """Take the modules to cache from recorded calls.
-
-        calls: of modules on the tokens x (B, T, d), which give the shapes of a row.
-        """
+        """Take the modules to cache from calls that were recorded on tokens x (B, T, d)."""
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
         self.needed = [True] * len(calls)  # False: only other cached modules read the output
@@ -90,9 +87,8 @@ class Constants:
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cached output of a module for this batch, instead of its forward.
 
-        number: the module's; compute: its own forward, for batches without cached outputs; x, args,
-        kwargs: its inputs. An output that only other cached modules read is not stored: x is
-        returned for it.
+        compute: its own forward, for batches without cached outputs. An output that only other
+        cached modules read is not stored: x is returned for it.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -135,8 +131,7 @@ def keeping_constants(
     Yields those rows for the training set, and a function that makes them for another set; the sets
     as they are if there is nothing to cache, or no memory for it. Plain tokens can still be read,
     and outputs are the same to rounding.
-    model: one that reads tokens (`reading_tokens`), with weights in the type of the training;
-    tokens: the training set; dtype: type of the computation.
+    model: one that reads tokens (`reading_tokens`), with weights in the type of the training.
     An AdaptFormer in its first trained block, for example, then computes neither that block's
     attention nor its MLP.
     """
@@ -177,7 +172,6 @@ def _fits_memory(constants: Constants, tokens: ImageTensors) -> bool:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers by name."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
@@ -185,7 +179,7 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
     """Find the frozen modules that output the same in every step; None without any.
 
-    model: one that reads tokens; x: (B, T, d), a few of them; dtype: type of the computation.
+    x: (B, T, d), a few of them.
     """
     device = next(model.parameters()).device
     x = x.to(device)
@@ -243,10 +237,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
 
 
 def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
-    """Return True if the output of a module can be cached with the image it belongs to.
-
-    It must be a new tensor that has a row for each image.
-    """
+    """Return True if an output can be cached with its image: a new tensor, a row for each image."""
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
         return False
@@ -254,10 +245,7 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 
 
 def _same_in_training(call: _Recorded) -> bool:
-    """Return True if a frozen module gives the same output in training as in evaluation.
-
-    Dropout or a batch norm in training would change it.
-    """
+    """Return True if a frozen module gives the same output in training as in evaluation."""
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
         return False
@@ -266,10 +254,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output when other modules are cached, too.
-
-    rows: (B, n) with all outputs.
-    """
+    """Return True if the model still reads a cached output when other modules are cached, too."""
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
     part = spoiled[:, first : first + constants.sizes[number + 1]]

@@ -80,7 +80,6 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
 def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
     """Return the linear layers and the activation of an MLP.
 
-    path: for errors; module: the MLP.
     Raises: TargetError for one that computes something else, or has dropout.
     """
     children: dict[str, Any] = {n: m for n, m in module.named_children() if type(m) is not Identity}
@@ -116,10 +115,7 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a linear layer with parameters that share the memory of given ones.
-
-    weight: (out, in); bias: (out,), None = without.
-    """
+    """Build a linear layer with parameters that share the memory of given ones."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:
@@ -138,9 +134,8 @@ def draw_experts(
 ) -> StackedExperts:
     """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
-    dense: the MLP; the experts get its sizes and activation, and biases if it has some; experts:
-    how many; parts: into how many its hidden units are divided; path: the MLP's, for errors; draws:
-    random generator of the weights.
+    dense: the MLP; the experts get its sizes and activation, and biases if it has some; parts: into
+    how many its hidden units are divided.
     Raises: ConfigError for units that cannot be divided into these parts.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
@@ -163,9 +158,8 @@ def stack_experts(
 ) -> StackedExperts:
     """Build experts from the weights of an MLP: copies of it, or equal parts of its hidden units.
 
-    dense: the MLP; experts: how many; parts: into how many the hidden units are divided, 1 = each
-    expert is a copy; expert e gets part e mod parts. path: the MLP's, for errors; draws: generator
-    of weights that are replaced.
+    parts: into how many the hidden units are divided, 1 = each expert is a copy; expert e gets part
+    e mod parts. draws: generator of weights that are replaced.
     Raises: as `draw_experts`.
     """
     stack = draw_experts(dense, experts, parts, path, draws)
@@ -191,8 +185,8 @@ def stack_experts(
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
     """Check on a few inputs that the outputs of an MLP's slices sum to the MLP's output.
 
-    mlp: the module; experts: built from slices of it, perhaps of several copies; parts: the number
-    of slices in a copy, the first experts; path: of the MLP, for the error.
+    experts: built from slices of it, perhaps of several copies; parts: the number of slices in a
+    copy, the first experts.
     Raises: TargetError.
     """
     weight = experts.up

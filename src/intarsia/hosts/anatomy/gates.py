@@ -89,8 +89,8 @@ def own_gate(block: nn.Module) -> nn.Module | None:
 def probabilities(gate: nn.Module, output: Any) -> Tensor:
     """Compute the probability of every expert, (T, E) float32, from the output of a host's gate.
 
-    gate: the module; output: its return value. The softmax of its logits; for a gate that scores by
-    sigmoids (DeepSeek-V3) sigmoid / sum; probabilities stay as they are. Has a gradient.
+    The softmax of its logits; for a gate that scores by sigmoids (DeepSeek-V3) sigmoid / sum;
+    probabilities stay as they are. Has a gradient.
     """
     logits = (output[0] if isinstance(output, tuple) else output).float()
     if hasattr(gate, SIGMOIDS):
@@ -107,8 +107,7 @@ def probabilities(gate: nn.Module, output: Any) -> Tensor:
 def read_gate(path: str, gate: nn.Module) -> OwnGate:
     """Determine a gate's properties from its outputs for a few random tokens.
 
-    path: for errors. Raises: TargetError for one that returns anything but logits, weights and
-    experts.
+    Raises: TargetError for one that returns anything but logits, weights and experts.
     """
     if isinstance(gate, HostedRouter):
         subject, fix = f"gate {path!r}", "Start from a fresh copy of the model."
@@ -144,8 +143,7 @@ def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> Route
     """Return the settings of a router that routes like the gates that it replaces.
 
     router: settings; `TopK()` gets everything from the gates, `TopK(...)` without a scale only
-    scale and bias, other settings are returned as they are. gates: of the blocks that get it; path:
-    of one of them, for errors.
+    scale and bias, other settings are returned as they are.
     Raises: ConfigError for gates that differ, or have weights that no `scale` gives.
     """
     if not isinstance(router, TopK) or router.scale is not None:

@@ -35,7 +35,7 @@ class HeadCounts:
 def heads_of(path: str, module: nn.Module) -> HeadCounts:
     """Return width and number of heads of an attention.
 
-    path: for errors. Raises: TargetError for an attention of another kind than `KNOWN`.
+    Raises: TargetError for an attention of another kind than `KNOWN`.
     """
     attention: Any = module
     children = {n for n, m in module.named_children() if type(m) is not Identity}
@@ -61,10 +61,7 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
 
 
 def check_heads(path: str, heads: int, experts: int) -> None:
-    """Check that the number of experts divides the number of heads of an attention.
-
-    path: of the attention, for the error. Raises: ConfigError.
-    """
+    """Check that the number of experts divides an attention's heads.  Raises: ConfigError."""
     if experts < 1 or heads % experts:
         want = f"a divisor of the {heads} heads of {path!r}"
         fix = "Experts are of one size; heads=None makes an expert of every head."
@@ -74,7 +71,7 @@ def check_heads(path: str, heads: int, experts: int) -> None:
 def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttention:
     """Build the union of experts of an attention, on the attention's own parameters.
 
-    Each expert is some of its heads; path: for errors; router: chooses the experts.
+    Each expert is some of its heads.
     Raises: TargetError if the attention computes something else than its parts say.
     """
     attention: Any = module
@@ -131,10 +128,8 @@ def _check_output(path: str, module: nn.Module, union: UnionAttention) -> None:
 def _decoder_outputs(
     module: nn.Module, union: SelectiveQueries, x: Tensor, routing: Any
 ) -> tuple[Tensor, Tensor]:
-    """Compute the outputs of a decoder's attention and of its union: (want, got).
-
-    x: (1, 3, d), three tokens at made-up positions.
-    """
+    """Compute the outputs of a decoder's attention and of its union: (want, got)."""
+    # x: (1, 3, d), three tokens at made-up positions
     angles = torch.linspace(0, 2, 3 * (union.width // 2)).to(x).view(1, 3, -1).repeat(1, 1, 2)
     rotations = angles.cos(), angles.sin()
     # causal: tokens see themselves and those before

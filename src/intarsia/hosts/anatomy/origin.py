@@ -128,7 +128,7 @@ def check_trunk(model: nn.Module, expected: Mapping[str, Any], heads: Sequence[s
 def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Interpolate saved position embeddings to the model's grid of patches, by timm's function.
 
-    weights: by name. Returns them, with "pos_embed" of the model's size.
+    Returns them, with "pos_embed" of the model's size.
     """
     model_state, patches = model.state_dict(), getattr(model, "patch_embed", None)
     grid = getattr(patches, "grid_size", None)
@@ -159,10 +159,7 @@ def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
 def check_heads(
     model: nn.Module, expected: Mapping[str, Sequence[int]], heads: Sequence[str]
 ) -> None:
-    """Check that a saved head has the shapes of the model's.
-
-    expected: name -> shape of its parameters; heads: paths of the heads.  Raises: CheckpointError.
-    """
+    """Check that a saved head has the shapes of the model's.  Raises: CheckpointError."""
     got = head_shapes(model, heads)
     if got != {name: list(shape) for name, shape in expected.items()}:
         subject, fix = "head", "Create the model with the number of classes of the training run."
@@ -175,7 +172,7 @@ def matched(
     """Return what an adapter belongs to: fingerprint of the model and shapes of its heads.
 
     expected: the record that was saved with the adapter, which is checked; None or without "trunk"
-    = a new record. heads: paths of the heads.
+    = a new record.
     Raises: CheckpointError if the model has another trunk or other heads.
     """
     if not expected or "trunk" not in expected:
@@ -202,10 +199,7 @@ def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
 def with_digest(
     origin: Mapping[str, Any] | None, folder: str | Path, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Return a record with a digest of the weights in a folder, and of the settings they depend on.
-
-    origin: the record so far; folder: with the weights; identity: the settings.
-    """
+    """Return a record with a digest of a folder's weights and the settings they depend on."""
     digest = _digest(Path(folder), identity)
     return dict(origin or {}) | {"digest": digest} if digest else dict(origin or {}) or None
 
@@ -216,12 +210,7 @@ def check_digest(
     subfolder: str | None,
     identity: Mapping[str, Any],
 ) -> None:
-    """Check that weights and settings are those that were saved together.
-
-    origin: the record of the folder, with "digest"; folder, subfolder: with the weights; identity:
-    the settings that the digest covers.
-    Raises: CheckpointError.
-    """
+    """Check that weights and settings are those saved together.  Raises: CheckpointError."""
     place = Path(folder) / (subfolder or "")
     expected, got = (origin or {}).get("digest"), _digest(place, identity)
     if got and expected != got:

@@ -150,10 +150,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    """Return the classifier of a timm model that has no dropout before it.
-
-    Raises: TargetError without a classifier; ConfigError for dropout.
-    """
+    """Return the classifier of a timm model that has no dropout before it."""
     is_timm = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
     classifier = cast(Any, model).get_classifier() if is_timm else None
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
@@ -182,8 +179,7 @@ def run_prefix(
     """Run the frozen first part of a model once for each image of a set.
 
     prefix: of `split_at`; dataset: (image, label) pairs; dtype: type in which outputs are stored;
-    batch_size: images at a time; report: is called with the number of images done, after each
-    batch.
+    report: is called with the number of images done, after each batch.
     Returns the data set of (tokens, label) pairs.
     """
     prefix.eval()

@@ -36,10 +36,7 @@ def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
 
 
 def refuse_quantised(subject: str, module: nn.Module, path: str) -> None:
-    """Check that a module's weight is not held by a quantiser, which could not be changed.
-
-    subject: the operation, for the error; path: of the module. Raises: FoldError.
-    """
+    """Check that no quantiser, which could not be changed, holds a weight.  Raises: FoldError."""
     if quantised(module):
         got = f"{type(unwrapped(module)).__name__} at {path!r}, whose weight is quantised"
         fix = "Load the adapter into the model in floating point and fold that: intarsia.load."

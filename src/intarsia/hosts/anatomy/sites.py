@@ -98,8 +98,7 @@ def _read_as_weight(parent: nn.Module, path: str) -> bool:
 def call_layer(parent: nn.Module, path: str) -> None:
     """Make an attention call its qkv layer instead of reading its weight, in place.
 
-    Otherwise a module added to that layer would not be run. parent: the attention; path: of the
-    layer.
+    Otherwise a module added to that layer would not be run.
     """
     if _read_as_weight(parent, path):
         vars(parent)["qkv_bias_separate"] = True
@@ -255,10 +254,7 @@ def _by_role(
     chosen_paths: list[str] | None,
     method: Method,
 ) -> list[str]:
-    """Return the paths of the modules that have one of a method's roles, such as "mlp".
-
-    all_blocks: (path, block) of the model.
-    """
+    """Return the paths of the modules that have one of a method's roles, such as "mlp"."""
     if not all_blocks:
         subject = f"model {type(unwrapped(model)).__name__}"
         want = "a transformer, a Mixer or a convolutional net of timm or transformers"
@@ -346,7 +342,7 @@ def _candidates(model: nn.Module) -> str:
 def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
     """Check that no module to adapt contains another one, or an adapted one, or is inside one.
 
-    PEFT would skip them.  paths: of the modules.  Raises: TargetError.
+    PEFT would skip them.  Raises: TargetError.
     """
     occupied = (*paths, *wrapped_paths(model))
     for path in paths:
@@ -363,8 +359,7 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
 def check_one_row(blocks_: Iterable[str], subject: str) -> None:
     """Check that blocks belong to one list of the model, in which they follow each other.
 
-    Only then do all of them see the same tokens. blocks_: their paths; subject: what needs it, for
-    the error.
+    Only then do all of them see the same tokens.
     Raises: TargetError for blocks of several lists, such as an encoder's and a decoder's.
     """
     rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))

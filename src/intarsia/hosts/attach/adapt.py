@@ -154,8 +154,8 @@ def quiet_peft() -> Iterator[None]:
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
     """Add an adapter to a model; a plain model becomes a PEFT model.
 
-    model: plain, or with adapters, to which this one is added inactive; config: method, targets and
-    heads; name: the adapter's. Raises: ConfigError for a name that occurs in the path of a weight.
+    model: plain, or with adapters, to which this one is added inactive. Raises: ConfigError for a
+    name that occurs in the path of a weight.
     """
     # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):
@@ -187,12 +187,9 @@ def task_type_of(model: nn.Module) -> str | None:
 
 
 def _check_words(model: PeftModel) -> None:
-    """Check that no adapter has the name of a module or weight in the model.
-
-    PEFT saves an adapter as the weights with no other adapter's name in their path, so that
-    weights would be missing from the file.
-    """
-    # every word in the path of a weight, but adapters' own names
+    """Check that no adapter has the name of a module or weight in the model."""
+    # PEFT saves an adapter as the weights with no other adapter's name in their path: others
+    # would be missing from the file. Every word in such a path, but adapters' own names:
     words: set[str] = set()
     for path in model.state_dict():
         parts = path.split(".")
@@ -219,19 +216,13 @@ def check_addable(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Check that a model can take one more adapter of this library under a name.
-
-    Raises: ConfigError.
-    """
+    """Check that a model can take one more adapter under a name.  Raises: ConfigError."""
     check_addable(model)
     check_name(model, name)
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Check that an adapter can have a name, and that no adapter of the model has it.
-
-    Raises: ConfigError.
-    """
+    """Check that an adapter can have a name, which none of the model has.  Raises: ConfigError."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         want = "a name without dots that torch does not use itself"
         fix = "Letters, digits, - and _ are fine: 'solar-cells'."

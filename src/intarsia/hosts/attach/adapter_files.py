@@ -40,8 +40,8 @@ def read_adapter(
     """Attach an adapter that is saved in PEFT's files to the model it was trained on, in place.
 
     Plain LoRA of PEFT is read as this library's LoRA; PEFT itself reads its other types.
-    folder: with adapter_config.json and weights; name: of the adapter; trainable: False freezes it;
-    classes: names that its head must have been trained for.
+    folder: with adapter_config.json and weights; trainable: False freezes it; classes: names that
+    its head must have been trained for.
     left_out: for LoRA that `intarsia.save` wrote in PEFT's form, the settings that `write_plain`
     returned; None for other folders, and where they are in the file of the weights.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the model may then be changed,
@@ -108,14 +108,11 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return this library's config for an adapter that is plain LoRA; None for any other.
-
-    left_out: settings that PEFT's config has no place for, None = they are with the weights or, as
-    in files of PEFT's own, nowhere.
-    """
+    """Return this library's config for an adapter that is plain LoRA; None for any other."""
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)
+        # settings of no place in PEFT's config: with the weights or, in PEFT's own files, nowhere
         if left_out is None:
             return plain_config(model, stored, weights)
         _check_config(folder, stored)
@@ -161,10 +158,7 @@ def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
 
 
 def _is_plain(pattern: object) -> bool:
-    """Return True if a pattern, which PEFT compiles, consists of paths and alternatives alone.
-
-    Nothing in it repeats, so that matching is fast.
-    """
+    """Return True if a pattern has only paths and alternatives: nothing repeats, so it is fast."""
     texts = pattern if isinstance(pattern, list) else [pattern]
     return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
 
@@ -183,7 +177,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
-    """Check that an adapter was trained for the expected classes."""
     if expected is None or stored is None or list(stored) == list(expected):
         return
     subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."
@@ -191,11 +184,7 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 
 
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
-    """Check that a file has the same tensors as the adapter that was just attached.
-
-    folder: for errors; expected: name -> tensor of the adapter in the model; got: of the file.
-    Raises: CheckpointError.
-    """
+    """Check that a file has the tensors of the adapter just attached.  Raises: CheckpointError."""
     # PEFT would ignore foreign names, and leave missing weights at their first values
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
@@ -221,7 +210,6 @@ def read_foreign(
 ) -> PeftModel:
     """Load a saved adapter of one of PEFT's own types, as DoRA, IA3 or OFT, into a model.
 
-    folder: of the adapter; name: under which it is added; stored: its adapter_config.json;
     trainable: False freezes it.
     Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
     PEFT refuses; ConfigError for a model that has adapters of ours.

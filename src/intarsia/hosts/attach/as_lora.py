@@ -85,8 +85,8 @@ def put_beside(
 
     Modules that PEFT saves with an adapter (`modules_to_save`), such as a classification head, are
     copied from the other adapter. model: the model with that adapter, changed in place and
-    returned; of: name of the other adapter; name: of the new one; settings: its rank and scale;
-    cells: a LoRA module for each layer, in the order of `layers_of`; its weights are copied.
+    returned; cells: a LoRA module for each layer, in the order of `layers_of`; its weights are
+    copied.
     """
     check_model(model, name)
     # the same places and heads, another method
@@ -136,7 +136,6 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
 
 
 def _model_and_name(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of an adapter in it."""
     active = list(model.active_adapters) if is_adapted(model) else []
     names = list(model.peft_config) if is_adapted(model) else []
     if of is None and len(active) == 1:

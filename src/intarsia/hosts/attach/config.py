@@ -147,7 +147,6 @@ class IntarsiaConfig(PeftConfig):
         return {name: stored[name] for name in names} | {"classes": classes}
 
     def _generator(self, path: str, salt: str) -> torch.Generator:
-        """Return a random generator for a path."""
         # seeded by the path alone, so that the order of building does not matter
         digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
@@ -164,10 +163,7 @@ class IntarsiaConfig(PeftConfig):
         return Shared(lambda: method.shared_state(list(sites), generator=generator))
 
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
-        """Build the trainable module that this adapter adds to one layer.
-
-        site: the layer's path and widths; name: the adapter's; shared: what `share` returned.
-        """
+        """Build the trainable module that this adapter adds to one layer."""
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:

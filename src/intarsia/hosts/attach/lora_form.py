@@ -58,10 +58,7 @@ def theirs(tensors: Mapping[str, Tensor], inside: str = "") -> dict[str, Tensor]
 
 
 def is_plain_lora(model: nn.Module, name: str) -> bool:
-    """Return True if PEFT's own LoRA can express an adapter: all its layers are plain LoRA.
-
-    model: a PEFT model with adapters of this library; name: of the adapter.
-    """
+    """Return True if PEFT's own LoRA can express an adapter: all its layers are plain LoRA."""
     configs, modules = cast(Any, model.peft_config), model.modules()
     layers: list[Any] = [m for m in modules if name in getattr(m, "intarsia_cells", ())]
     # a single layer with more than LoRA, and PEFT could not read the folder
@@ -118,7 +115,6 @@ def left_out(config: Any) -> dict[str, Any]:
 def read_left_out(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the settings that stand in the metadata of the weights; None for files of PEFT's own.
 
-    stored: contents of the folder's adapter_config.json.
     Raises: CheckpointError if weights or config are not as they were written.
     """
     with open_tensors(folder / WEIGHTS) as file:
@@ -133,7 +129,6 @@ def read_left_out(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def _digest_of_meaning(stored: Mapping[str, Any]) -> str:
-    """Return a digest of the settings on which the meaning of the weights depends."""
     values = {key: stored.get(key) for key in MEANING}
     values = {key: sorted(v) if isinstance(v, (set, list)) else v for key, v in values.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

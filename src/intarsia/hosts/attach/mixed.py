@@ -16,8 +16,7 @@ def check_names(
 ) -> None:
     """Check that each sample of a batch names one adapter of the model, in evaluation.
 
-    names: one for each sample; available: names of the adapters; inputs: tensors of the forward;
-    the first one has a row for each sample; training: the model is in training mode.
+    inputs: tensors of the forward; the first one has a row for each sample.
     Raises: ConfigError.
     """
     # gradients would reach only the adapters of this batch

@@ -53,11 +53,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("intarsia_cells",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
-        """Wrap a module, without adapters so far.
-
-        base_layer: the model's own module; adapters add to its output; site: its path, and its
-        input and output widths.
-        """
+        """Wrap a module, without adapters so far."""
         super().__init__()
         self.base_layer = base_layer
         # set directly: train() would also change the wrapped module
@@ -78,11 +74,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Register the trainable module of an adapter under the adapter's name.
-
-        cell: the module; site: path and widths of the layer it belongs to; frozen: it is not
-        trained.
-        """
+        """Register an adapter's trainable module; frozen: it is not trained."""
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
@@ -145,7 +137,6 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
         adapter_names: an adapter for each sample of the batch, None = the active ones for all
         samples.
-        args, kwargs: the wrapped module's own.
         """
         # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):
@@ -246,7 +237,6 @@ class IntarsiaModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
-        """Check that an adapter fits the model, before a module is touched."""
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)

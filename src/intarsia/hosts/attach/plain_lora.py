@@ -29,7 +29,6 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change t
 def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | None:
     """Rewrite the files of an adapter in PEFT's form, if it is plain LoRA.
 
-    model: with the adapter; folder: to which the adapter was saved; name: of the adapter.
     Returns settings for which PEFT's form has no room (the seed, what the weights belong to); None
     for any other adapter; its files stay as they are.
     """
@@ -47,7 +46,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 def own_config(stored: Mapping[str, Any], rest: Mapping[str, Any]) -> IntarsiaConfig:
     """Build this library's config of an adapter that `write_plain` wrote.
 
-    stored: contents of PEFT's adapter_config.json; rest: what `write_plain` returned.
+    stored: contents of PEFT's adapter_config.json.
     """
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)

@@ -17,7 +17,7 @@ DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set the dropout of a timm vision transformer's embedding and MLPs, in place.
 
-    For methods that compare noisy forwards, as the published MoSA and R-Drop do. p: the rate.
+    For methods that compare noisy forwards, as the published MoSA and R-Drop do.
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
     below_one("dropout", p)
@@ -36,10 +36,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 def linear_head(model: nn.Module) -> nn.Linear:
-    """Return the only classifier of a model, a linear layer.
-
-    Raises: ConfigError for another head, or several.
-    """
+    """Return a model's only classifier, linear.  Raises: ConfigError for another, or several."""
     heads = heads_of(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         got = " and ".join(type(head).__name__ for head in heads) or "none"

@@ -35,10 +35,7 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
-        """Draw the tokens from U(-bound, bound).
-
-        shape: (1 or depth, n, d) of the tokens; dropout: rate that acts on inserted tokens.
-        """
+        """Draw the tokens, (1 or depth, n, d), from U(-bound, bound)."""
         super().__init__()
         self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))
@@ -60,12 +57,10 @@ class Prompts(nn.Module):
 def _insert_before_block(
     prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]
 ) -> Any:
-    """Insert prompts before a block: a forward pre-hook."""
     return (prompts.insert(row, args[0]), *args[1:])
 
 
 def _remove_after_block(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
-    """Remove prompts behind a block: a forward hook."""
     return prompts.remove(out)
 
 
@@ -83,7 +78,6 @@ def add_prompts(
     prompts: how many, 0 for none.
     deep: each block has prompts of its own, which replace those before; False = the prompts of the
     first block pass through all blocks.
-    dropout: rate on the prompts, while training.
     last_blocks: deep prompts only in so many last blocks (the paper's prompt depth); 0 = in all.
     Prompts are removed before the last norm, so that any pooling reads the same tokens as before;
     the released code keeps them there and reads the class token, which is the same.

@@ -52,7 +52,6 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
 
 
 def _all_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Return all parameters."""
     return model.parameters()
 
 

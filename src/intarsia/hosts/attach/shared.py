@@ -29,10 +29,7 @@ class Shared:
         self._module: nn.Module | None = None
 
     def build(self, method: Method, site: Site, *, generator: torch.Generator) -> Cell:
-        """Build the method's trainable module for one layer; all layers refer to one shared state.
-
-        method: its settings; site: the layer's path and widths; generator: of the first weights.
-        """
+        """Build the method's trainable module for a layer; all layers share one state."""
         if self._make is None:
             return method.build(site, generator=generator)
         first = self._module is None

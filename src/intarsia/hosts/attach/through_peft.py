@@ -81,7 +81,7 @@ def through_peft(
 
     kind: PEFT's name for the method's type, as "LORA"; settings: of its config, see
     `plain_settings`; roles: which layers it adapts, as in `adapt`; last_blocks: only in so many
-    last blocks, 0 = all; seed: of the random start.
+    last blocks, 0 = all.
     Do not use a method for keys and values alone in a fused qkv layer: IA3 scales queries too.
 
     Raises: ConfigError for settings that PEFT refuses; TargetError for layers that are not there.
@@ -123,10 +123,7 @@ class AdaptByPeft(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
-
-        host: plain, or with adapters of this type; plan: of `plan`; name: the adapter's.
-        """
+        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one."""
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
         for setting, value in self._open(base_of(host)).items():
@@ -204,7 +201,6 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
-    """Return the paths of the layers to adapt."""
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(
@@ -223,10 +219,7 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
 
 
 def _has_places(method: str, host: nn.Module) -> bool:
-    """Return True if PEFT itself knows which modules of this kind of model a method adapts.
-
-    method: name of a PEFT method, as "LORA". If False, `target_modules` must be given.
-    """
+    """Return True if PEFT knows which modules of this kind of model a method ("LORA") adapts."""
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
     mapping = getattr(tuners[method], "target_module_mapping", None)
     if method == "IA3":  # PEFT has this method's table elsewhere

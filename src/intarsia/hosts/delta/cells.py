@@ -75,8 +75,8 @@ def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
 def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> None:
     """Replace an adapter's modules by sparse ones that hold the given changes.
 
-    model: with the adapter, changed in place; name: of the adapter; entries: path of a layer ->
-    (flat indices into its weight, values).
+    model: with the adapter, changed in place; entries: path of a layer -> (flat indices into its
+    weight, values).
     """
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)

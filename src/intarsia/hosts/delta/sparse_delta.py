@@ -223,10 +223,7 @@ class SparseDelta:
     def _check_base(
         self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
     ) -> None:
-        """Check that at least half of the base's stored samples are equal to the model's weights.
-
-        Not all need be, since other deltas may be in the model; weights that are zero do not count.
-        """
+        """Check that at least half of the base's stored samples equal the model's weights."""
         compared = equal = 0
         for name, values in samples({n: weights[n] for n in self.base}).items():
             want, got = torch.tensor([self.base[name], values], dtype=torch.float64)
@@ -237,6 +234,7 @@ class SparseDelta:
                 full[applied[name][0]] = applied[name][1].double()
                 moved = want + full[_sample_places(len(full))]
                 near |= torch.isclose(got, moved, rtol=RELATIVE, atol=ABSOLUTE)
+            # zeros do not count
             informative = (got.abs() > ABSOLUTE) | (want.abs() > ABSOLUTE)
             compared, equal = (
                 compared + int(informative.sum()),
@@ -337,7 +335,6 @@ class SparseDelta:
         return SparseDelta(*map(part, (self.entries, self.shapes, self.base, self.heads)))  # pyright: ignore
 
     def _without_zeros(self) -> SparseDelta:
-        """Drop entries with the value 0."""
         entries = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
         return replace(self, entries=entries)
 

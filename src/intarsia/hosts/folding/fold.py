@@ -247,9 +247,8 @@ def fold_cell(
 ) -> str:
     """Fold one added module into a float64 copy of its layer, in place; return the kind of change.
 
-    plain: the copy; cell: the trained module that adds to its output; path: of the layer, for
-    errors; position: "parallel" or "sequential"; channels: axis of the features, "last" or "first".
-    The result is compared with layer and module on random features.
+    position: "parallel" or "sequential"; channels: axis of the features, "last" or "first". The
+    result is compared with layer and module on random features.
     Returns "widened" for new hidden units, "changed" for new weights. Raises: FoldError.
     """
     if position == "sequential" and isinstance(cell, Cell):
@@ -321,7 +320,6 @@ def _wants_whole_ratio(stock: nn.Module) -> bool:
 
 
 def _whole_ratio(inputs: int, widest: int) -> int:
-    """Round a width up to a whole multiple of the inputs."""
     return -(-widest // inputs) * inputs
 
 

@@ -15,9 +15,9 @@ from .widen import EXACT, KEEP, add_bias, exact, set_weights
 def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels: str) -> None:
     """Change a layer's weights so that it computes y + scale * y + shift, in place.
 
-    layer: a Linear, a convolution or a norm, in float64; scale, shift: (out,); path: of the layer,
-    for errors; channels: axis of its features, "last" or "first". The changed layer is compared
-    with the formula on random inputs.
+    layer: a Linear, a convolution or a norm, in float64; scale, shift: (out,); channels: axis of
+    its features, "last" or "first". The changed layer is compared with the formula on random
+    inputs.
     Raises: FoldError for another module, one without the weights it would need (patch merging in
     Swin has no bias), or one that does not scale with its weights.
     """

@@ -99,7 +99,7 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
     """Append the hidden units of a parallel bottleneck to an MLP, in place.
 
     fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift, where units are
-    (rows (r, in), bias (r,), columns (out, r), shift (out,)). path: of the MLP, for errors.
+    (rows (r, in), bias (r,), columns (out, r), shift (out,)).
     Raises: FoldError if the module is no plain MLP, or of another activation or width.
     """
     mlp = plain_mlp(module)
@@ -127,7 +127,7 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
 def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:
     """Append r hidden units to an MLP, in place; columns of zeros leave its output unchanged.
 
-    rows: (r, in), of fc1; bias: (r,); columns: (out, r), of fc2; path: of the MLP, for errors.
+    rows: (r, in), of fc1; bias: (r,); columns: (out, r), of fc2.
     Raises: FoldError if fc1 has no bias and needs one.
     """
     fc1, fc2 = mlp.fc1, mlp.fc2
@@ -149,10 +149,7 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
 
 
 def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
-    """Add a tensor (out,) to a layer's bias, in place.
-
-    path: of the layer, for errors. Raises: FoldError if it has no bias and needs one.
-    """
+    """Add a tensor (out,) to a layer's bias, in place.  Raises: FoldError if it has none."""
     current = tensor_of(layer, "bias")
     if isinstance(current, Tensor):
         set_weights(layer, bias=current + bias.to(current))
@@ -161,7 +158,6 @@ def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
 
 
 def _no_bias(path: str) -> FoldError:
-    """Build the error for a layer that needs a bias and has none."""
     return FoldError(
         f"fold {path!r}",
         got="a layer without a bias, and an adapter with one",
@@ -180,7 +176,7 @@ def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
 def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     """Add a change (out, in) to the weight of a Linear or a pointwise convolution, in place.
 
-    path: of the layer, for errors. Raises: FoldError for another layer or shape.
+    Raises: FoldError for another layer or shape.
     """
     if isinstance(layer, Conv1D):  # its weight is (in, out)
         return set_weights(layer, weight=layer.weight.detach() + delta.T.to(layer.weight))

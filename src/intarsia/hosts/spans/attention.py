@@ -63,8 +63,8 @@ def spanned(
 ) -> tuple[Tensor, None]:
     """Compute attention in which each head sees the first tokens and a window of the last ones.
 
-    If all heads see everything, transformers' own attention is computed. module: the attention;
-    attention_mask: from `positions_of`; dropout, scaling: as transformers passes them.
+    If all heads see everything, transformers' own attention is computed. attention_mask: from
+    `positions_of`.
     query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice. Returns (B, Q, H, D),
     None.
     Raises: ConfigError for a text that is longer than the spans are for, or a mask of the caller's.
@@ -110,11 +110,7 @@ class RingCaches:
     def __call__(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the forward a cache of ring buffers, one per layer, if its cache is still empty.
-
-        body: the model without its head; args, kwargs: arguments of its forward. A forward that
-        wants no cache gets none. Returns the new (args, kwargs).
-        """
+        """Give the forward a cache of ring buffers, one per layer, if its cache is still empty."""
         # the body may be called with a cache, without one, or with none wanted
         name = next((n for n in CACHES if kwargs.get(n) is not None), None)
         config: Any = body.config

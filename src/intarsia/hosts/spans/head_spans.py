@@ -191,7 +191,7 @@ def planned(
     """Build the plan that limits the heads of a model to given spans, for texts of a length.
 
     length: None = the longest that spans or the model are made for; change: settings to record,
-    None = the spans' settings; seed: recorded.
+    None = the spans' settings.
     Raises: ConfigError for a length that the spans are not for.
     """
     config: Any = base_of(host).config

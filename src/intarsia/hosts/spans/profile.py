@@ -36,8 +36,7 @@ def watched(
 ) -> tuple[Tensor, None]:
     """Compute transformers' own attention, and report its tensors to the module's listener.
 
-    module: the attention, with the listener as an attribute; query: (B, H, Q, D); key, value:
-    (B, G, K, D); attention_mask, dropout, scaling: as transformers passes them.
+    query: (B, H, Q, D); key, value: (B, G, K, D).
     """
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -99,7 +98,7 @@ def profile(
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
             """Register a hook that gets the gradient of the attention's output.
 
-            q: (B, H, N, D); k, v: (B, G, N, D); out: the attention's output; scale: of the scores.
+            q: (B, H, N, D); k, v: (B, G, N, D).
             """
             # the hook runs in the backward pass, where dL / d(A v) is known
 
@@ -129,10 +128,7 @@ def profile(
 
 @torch.no_grad()
 def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
-    """Return the mean loss of a token in the last part of each text.
-
-    ids: (B, N) tokens; share: of each text, from its end, that counts; rows: texts at a time.
-    """
+    """Return the mean loss of a token in the last part of each text.  ids: (B, N) tokens."""
     host: Any = base_of(model)
     count = max(1, round(ids.shape[1] * share))
     total = 0.0

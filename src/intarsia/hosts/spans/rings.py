@@ -24,14 +24,10 @@ class HeadRing:
     def __init__(
         self, group: HeadGroup, sink: int, size: int, like: Tensor, values: Tensor
     ) -> None:
-        """Allocate `size` slots for each head of a group.
-
-        group: heads of one span; sink: number of slots for a text's first tokens.
-        like: keys of a batch, (B, G, Q, D); the buffer gets their B, D and type; values: the same
-        for its values.
-        """
+        """Allocate `size` slots for each head of a group, `sink` of them for the first tokens."""
         self.group, self.sink = group, sink
         self.window = size - sink
+        # like: keys of a batch, (B, G, Q, D)
         shape = (like.shape[0], len(group.heads), size)
         self.keys = like.new_zeros(*shape, like.shape[-1])
         self.values = values.new_zeros(*shape, values.shape[-1])
@@ -130,8 +126,7 @@ class RingLayer(CacheLayerMixin):
     ) -> Tensor:
         """Compute attention of the new tokens to earlier ones and to each other, then store them.
 
-        query: (B, H, Q, D); positions: of the tokens in their texts, with padding; scale: of the
-        scores, None = 1 / sqrt(D); dropout: of the attention weights. Returns (B, H, Q, D).
+        query: (B, H, Q, D); scale: of the scores, None = 1 / sqrt(D). Returns (B, H, Q, D).
         """
         assert self.new is not None
         (keys, values), self.new = self.new, None
@@ -166,10 +161,7 @@ class RingLayer(CacheLayerMixin):
     def _attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, positions: TokenPositions, scale: Any
     ) -> Tensor:
-        """Store key and value of one new token in each row, and compute its attention.
-
-        query: (B, H, 1, D); keys, values: (B, G, 1, D). Returns (B, H, 1, D).
-        """
+        """Store key and value of one new token in each row; compute its attention, (B, H, 1, D)."""
         place = self.count - 1
         out = torch.empty_like(query)
         for ring in self.rings:
@@ -198,10 +190,8 @@ class RingLayer(CacheLayerMixin):
         places: Tensor,
         scale: Any,
     ) -> Tensor:
-        """Compute attention of new tokens to a group's stored ones, and to each other.
-
-        query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D), new.
-        """
+        """Compute attention of new tokens to a group's stored ones, and to each other."""
+        # query: (B, heads, Q, D); keys, values: (B, G, Q, D)
         heads = list(ring.group.heads)
         # keys are the ring's, then the new tokens' own
         old = ring.places(positions.tokens).expand(len(places), -1)
@@ -244,10 +234,7 @@ class RingLayer(CacheLayerMixin):
             self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to remove tokens, since overwritten ones cannot come back.
-
-        Raises: ConfigError.
-        """
+        """Refuse to remove tokens: overwritten ones cannot come back.  Raises: ConfigError."""
         if tokens_to_remove:
             fix = "Detach the spans for assisted decoding: intarsia.spans.detach_spans(model)."
             want = "tokens that are only added"

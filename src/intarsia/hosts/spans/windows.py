@@ -43,8 +43,7 @@ class Windows:
     def of(cls, spans: Tensor, sink: int, length: int) -> Windows:
         """Group the heads of a layer by their spans, in ascending order.
 
-        spans: (heads,) in tokens, sink included; sink: number of first tokens that all heads see;
-        length: of the texts.
+        spans: (heads,) in tokens, sink included; sink: number of first tokens that all heads see.
         """
         # few different spans: one masked product for each of them, not for each head
         sizes = sorted({int(s) for s in spans})
@@ -123,9 +122,8 @@ def attended(
 ) -> Tensor:
     """Compute softmax(q k / sqrt(D) + mask) v, where the mask of each head is its window.
 
-    query: (B, H, Q, D); keys, values: (B, G, K, D) of all tokens so far, H a multiple of G.
-    windows: how far each head sees; positions: of the tokens in their texts, with padding; scale:
-    of the scores, None = 1 / sqrt(D); dropout: of the attention weights.
+    query: (B, H, Q, D); keys, values: (B, G, K, D) of all tokens so far, H a multiple of G. scale:
+    of the scores, None = 1 / sqrt(D).
     Returns (B, H, Q, D); rows of padded tokens mean nothing. Computed for some queries at a time,
     with only the keys that they see, so that time falls with the spans.
     """
@@ -175,10 +173,8 @@ def _attend_group(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """Compute the attention of the heads that see equally far, some queries at a time.
-
-    query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads. Returns (B, H, Q, D).
-    """
+    """Compute the attention of the heads that see equally far, some queries at a time."""
+    # query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads
     outputs: list[Tensor] = []
     for start in range(0, positions.queries, QUERIES):
         stop = min(start + QUERIES, positions.queries)
@@ -219,7 +215,7 @@ def grouped(
     """Compute attention of H query heads on G key-value heads, without repeating keys.
 
     query: (B, H, Q, D); keys, values: (B, G, K, D); mask: (B or 1, Q, K) bool for all heads, None =
-    all is seen; scale: of the scores; dropout: of the weights. Returns (B, H, Q, D).
+    all is seen. Returns (B, H, Q, D).
     """
     batch, heads, count, size = query.shape
     # the query heads of one key-value head follow each other

@@ -113,10 +113,7 @@ def dense_type(values: Tensor) -> torch.dtype:
 def _decode(
     out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> None:
-    """Decode rows `first`, `first` + 1, ... of a stored weight W, written into a tensor.
-
-    out: (rows, in), filled by the kernel.
-    """
+    """Decode rows `first`, `first` + 1, ... of a stored weight W into a tensor (rows, in)."""
     kernel = native.function("bitmask_decode", *DECODE)
     # Callers have asked `runs`, or built the weight with a kernel.
     assert kernel is not None
@@ -164,7 +161,6 @@ def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "bitmask_linear(Tensor x, Tensor bits, Tensor values, Tensor offsets, Tensor? scales)"
     return native.operator(f"{schema} -> Tensor", _run, _shape)
 
@@ -200,10 +196,8 @@ def _shape(
 
 
 def _product(x: Tensor, *stored: Tensor | None) -> Tensor:
-    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out).
-
-    x: (N, in); stored: bits, values, offsets and scales of the weight W, as `check` describes them.
-    """
+    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out)."""
+    # x: (N, in); stored: bits, values, offsets and scales of W, as `check` describes them
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -215,8 +209,8 @@ class _BitmaskLinear(torch.autograd.Function):
     ) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's context; x: (N, in); bits, values, offsets, scales: the stored weight, as
-          `check` describes it.  -> (N, out).
+        x: (N, in); bits, values, offsets, scales: the stored weight, as `check` describes it.  ->
+          (N, out).
         """
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)

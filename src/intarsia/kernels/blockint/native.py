@@ -26,8 +26,8 @@ def runs(x: Tensor) -> bool:
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Compute x W^T by the kernel, in x's dtype, without a gradient.
 
-    x: (..., in); codes, scales: W rounded, as `check` describes them; rows: out; bits: of a code, 4
-      or 8.  -> (..., rows). Raises: ShapeError for stored tensors that do not fit x.
+    x: (..., in); codes, scales: W rounded, as `check` describes them; bits: of a code, 4 or 8.  ->
+      (..., rows). Raises: ShapeError for stored tensors that do not fit x.
     """
     # The kernel takes a float32 matrix.
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
@@ -67,7 +67,6 @@ def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> N
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "blockint(Tensor x, Tensor codes, Tensor scales, int rows, int bits) -> Tensor"
     return native.operator(schema, _run, lambda x, c, s, rows, bits: x.new_empty(len(x), rows))
 

@@ -61,10 +61,9 @@ def _can_make(step: ProgramStep) -> bool:
 def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str, Tensor]]:
     """Return flags, and the tensors that a step with codes needs in addition.
 
-    step: one of the program; codings: of the values in codes. Returns 0 and nothing for a step
-      without codes; else fields of the table -> tensor: "rule", and for a step with weights in
-      codes "val" (the codes), "mul" and "bias", by which its whole sums become numbers: of the
-      result where an activation follows that is no limit, else of its codes.
+    Returns 0 and nothing for a step without codes; else fields of the table -> tensor: "rule", and
+    for a step with weights in codes "val" (the codes), "mul" and "bias", by which its whole sums
+    become numbers: of the result where an activation follows that is no limit, else of its codes.
     Raises: ShapeError for blocks of eight rows.
     """
     source, result = codings.get(step.src), step.result_coding

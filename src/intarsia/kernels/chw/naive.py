@@ -26,22 +26,14 @@ class NaiveProgram:
     """Steps on maps (channels, height, width) and vectors (channels,)."""
 
     def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
-        """Compute the shapes of all values, and make the steps' weights dense.
-
-        steps: the program, with numbered values; inputs: number of an input value -> its shape, a
-          map (channels, height, width) or a vector (channels,).
-        """
+        """Compute the shapes of all values, and make the steps' weights dense."""
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         codings_of(self.steps)  # refuses what does not fit together
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
-        """Carry out the program, and return some of its values.
-
-        inputs: float32 tensors, in the order of `self.inputs`; outputs: numbers of the values to
-          return.
-        """
+        """Carry out the program on float32 inputs, in the order of `self.inputs`."""
         values = dict(zip(self.inputs, inputs, strict=True))
         # Every value is written once, by its number.
         for step, weight in zip(self.steps, self.weights, strict=True):
@@ -56,9 +48,9 @@ class NaiveProgram:
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     """Return a step's weight as a dense tensor; an empty one for a step without a weight.
 
-    step: its weight is stored whole, or as blocks of rows that share their columns; inputs: the
-      channels that the step reads. Returns (out, in, k, k) for a convolution with kernels of side
-      k, (out, 1, k, k) for a depthwise one, (out, in) for a linear map.
+    step: its weight is stored whole, or as blocks of rows that share their columns. Returns (out,
+      in, k, k) for a convolution with kernels of side k, (out, 1, k, k) for a depthwise one, (out,
+      in) for a linear map.
     """
     # A weight that is stored whole; a depthwise one has a single input channel each.
     if "weight" in step.weights:

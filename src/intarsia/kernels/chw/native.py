@@ -58,12 +58,7 @@ class NativeProgram:
     def __init__(
         self, steps: Sequence[ProgramStep], inputs: Mapping[int, Shape], keep: Sequence[int]
     ) -> None:
-        """Give each value a place in one piece of memory, and write the steps as a table.
-
-        The C code reads this table: one row for each step, with its kind, addresses and sizes.
-        steps: the program, with numbered values; inputs: number of an input value -> its
-          shape; keep: numbers of the values that a call can return.
-        """
+        """Give each value a place in one memory, and write the steps as the C code's table."""
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.codings = codings_of(self.steps)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
@@ -88,11 +83,7 @@ class NativeProgram:
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads run
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
-        """Carry out the program, and return copies of some of its values.
-
-        inputs: float32 tensors, in the order and of the shapes of the constructor's `inputs`;
-          outputs: numbers of the values to return, among its `keep`.
-        """
+        """Carry out the program, and return copies of some of its values, those of `keep`."""
         # only one thread at a time: the values share one memory
         with self._turn:
             self._set_inputs(inputs)
@@ -121,15 +112,10 @@ class NativeProgram:
                 torch.mm(job[0], job[1], out=job[2])
 
     def _address(self, number: int) -> int:
-        """Return the address of a value in memory."""
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:
-        """Return a view of a value in the program's memory.
-
-        number: the value's; padded: include the padding behind each channel. Returns (channels,
-          height, width) or (channels,); if `padded`, (channels, floats of a channel).
-        """
+        """Return a view of a value in the memory; padded: (channels, floats of a channel)."""
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
         # A channel begins at a multiple of LINE floats, so that its rows are aligned.
@@ -177,10 +163,7 @@ class NativeProgram:
             self._row(step, kind=step.kind)
 
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
-        """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS.
-
-        Fields: addresses (src, dst, ...), sizes, window.
-        """
+        """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS."""
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
         # Fields that a kind does not have stay 0.
@@ -242,10 +225,7 @@ def pitch_of(shape: Shape, coded: bool = False) -> int:
 
 
 def floats_of_value(shape: Shape, coded: bool) -> int:
-    """Return how many floats of memory a value takes, SLACK behind it included: whole lines.
-
-    shape: of a map or a vector; coded: stored in codes of a byte.
-    """
+    """Return how many floats of memory a value takes, SLACK behind it included: whole lines."""
     numbers = shape[0] * pitch_of(shape, coded)
     floats = -(-numbers // 4) if coded else numbers
     return -(-(floats + SLACK) // LINE) * LINE
@@ -289,10 +269,7 @@ def _lay_out(
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
-    """Choose where each value of a program begins in one piece of memory.
-
-    keep: numbers of values that must not be overwritten.
-    """
+    """Choose where each value begins in one piece of memory; those of `keep` stay to the end."""
     # the last step that reads each value
     last = {n: len(steps) for n in keep}
     for i, step in enumerate(steps):

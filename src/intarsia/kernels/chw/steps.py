@@ -37,7 +37,7 @@ class Window(NamedTuple):
     def at(self, height: int, width: int) -> Window:
         """Return the same window with its padding as numbers, for a picture of some size.
 
-        height, width: of the picture, in pixels. With `same` the padding depends on them.
+        With `same` the padding depends on them.
         """
         if not self.same:
             return self
@@ -50,10 +50,7 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of a convolution's result for a picture of some size.
-
-        height, width: of the picture, in pixels.
-        """
+        """Return (height, width) of a convolution's result for a picture of some size."""
         window = self.at(height, width)
         # The number of places of the window, stride by stride.
         high = (height + window.top + window.bottom - window.size) // window.stride + 1
@@ -120,8 +117,8 @@ class ProgramStep:
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
     """Return the shape of every value of a program, by number.
 
-    steps: the program; inputs: number of an input value -> its shape. Raises: ShapeError for a step
-      with an input shape that it cannot read.
+    inputs: number of an input value -> its shape. Raises: ShapeError for a step with an input shape
+      that it cannot read.
     """
     shapes = dict(inputs)
     for number, step in enumerate(steps):
@@ -158,7 +155,6 @@ def _inputs(step: ProgramStep) -> int:
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
-    """Raise ShapeError for the input of a step."""
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
     raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)

@@ -73,7 +73,6 @@ def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "columns_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets) -> Tensor"
     return native.operator(schema, _run, lambda x, *w: x.new_empty(x.shape[0], w[2].shape[0] - 1))
 
@@ -92,10 +91,8 @@ def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *stored: Tensor) -> Tensor:
-    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out).
-
-    x: (N, in); stored: values, columns and offsets of the weight W, as `check` describes them.
-    """
+    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out)."""
+    # x: (N, in); stored: values, columns and offsets of W, as `check` describes them
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -105,8 +102,8 @@ class _ColumnsLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's context; x: (N, in); values, columns, offsets: the stored weight, as `check`
-          describes it.  -> (N, out).
+        x: (N, in); values, columns, offsets: the stored weight, as `check` describes it.  -> (N,
+          out).
         """
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)

@@ -42,11 +42,8 @@ class NaiveDecoder:
         self.steps = tuple(steps)
 
     def __call__(self, tokens: Tensor, slots: Tensor, places: Tensor) -> Tensor:
-        """Carry out the program for N tokens; return the result of the last step, (N, width).
-
-        tokens: (N,) int64, a token for each row of the computation; slots: (N,), the number of the
-          row's text in the cache; places: (N,), the row's position in its text.
-        """
+        """Carry out the program for N tokens; return the result of the last step, (N, width)."""
+        # (N,) each: a row's token, the number of its text in the cache, its position in the text
         memory: dict[str, Tensor] = {}
         _carry_out(self.steps, memory, tokens, slots, places)
         return _read(memory, self.steps[-1].dst)
@@ -59,7 +56,6 @@ def _carry_out(
     slots: Tensor,
     places: Tensor,
 ) -> None:
-    """Compute the results of steps one after another, and write each into its value."""
     for step in steps:
         _write(memory, step.dst, _result(step, memory, tokens, slots, places))
 
@@ -70,10 +66,7 @@ def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
 
 
 def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
-    """Write a step's result into its value's columns, or as whole rows if the value is all of them.
-
-    result: (N, value.width).
-    """
+    """Write a result into its value's columns, or as whole rows if the value is all of them."""
     before = memory.get(value.name)
     if value.first == 0 and (before is None or before.shape[1] == value.width):
         memory[value.name] = result
@@ -85,11 +78,8 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
 def _result(
     step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Compute the result of a step, (N, width).
-
-    step: one of the program; memory: the values so far, rows by name; tokens, slots, places: (N,),
-      of each row its token, the number of its text in the cache, and its position in the text.
-    """
+    """Compute the result of a step, (N, width)."""
+    # tokens, slots, places: (N,) each
     if isinstance(step, EmbedStep):
         return step.scale * step.table[tokens].float()
     if isinstance(step, ClipStep):
@@ -116,10 +106,8 @@ def _result(
 
 
 def _normed(x: Tensor, step: NormStep) -> Tensor:
-    """Normalise each `step.size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
-
-    x: (N, width); step: has size, eps, weight (size,) or None, and `centred`.  -> (N, width).
-    """
+    """Normalise each `step.size` numbers of a row: a LayerNorm if centred, else an RMSNorm."""
+    # x: (N, width)
     parts = x.unflatten(1, (-1, step.size))
     if step.centred:
         parts = parts - parts.mean(2, keepdim=True)
@@ -133,10 +121,7 @@ def _squashed(x: Tensor, limit: float) -> Tensor:
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
-    """Apply rotary positions to each head.
-
-    x: (N, heads * size); places: (N,), positions. -> (N, heads * size).
-    """
+    """Apply rotary positions to each head.  x: (N, heads * size) -> the same shape."""
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
     # Some models rotate the first numbers of a head alone.
@@ -149,10 +134,8 @@ def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
 def _attended(
     step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Write new keys and values into the cache, and attend to it.  -> (N, heads * size).
-
-    slots, places: (N,), the number of each row's text in the cache, its position there.
-    """
+    """Write new keys and values into the cache, and attend to it.  -> (N, heads * size)."""
+    # slots, places: (N,), the number of each row's text in the cache, its position there
     keys, values, sink = step.cache
     groups, length = keys.shape[1], keys.shape[2]
     # a ring behind the sink: write before any row attends, rows of a prompt see each other
@@ -174,10 +157,7 @@ def _attended(
 
 
 def _routed(scores: Tensor, step: RouteStep) -> Tensor:
-    """Return a weight for the experts with the largest scores, and 0 for the others.
-
-    scores: (N, E); step: says how many are chosen, and how their weights follow.  -> (N, E).
-    """
+    """Return a weight for the experts with the largest scores, and 0 for the others, (N, E)."""
     best, experts = scores.topk(step.active, 1)
     if step.share == "softmax":
         weights = scores.softmax(1).gather(1, experts)
@@ -187,11 +167,9 @@ def _routed(scores: Tensor, step: RouteStep) -> Tensor:
 
 
 def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
-    """Add up the outputs of each row's experts, times their gates.  -> (N, width).
-
-    x: (N, width); gates: (N, E), 0 = the row does not go to the expert.
-    """
+    """Add up the outputs of each row's experts, times their gates.  -> (N, width)."""
     y, reader = torch.zeros_like(x), step.reader
+    # 0 = the row does not go to the expert
     loads = (gates != 0).sum(0).tolist()
     used = [expert for expert, rows in enumerate(loads) if rows]
     if reader is not None:

@@ -59,11 +59,7 @@ class NativeDecoder:
     """
 
     def __init__(self, steps: Sequence[DecoderStep], max_rows: int) -> None:
-        """Allocate the memory of all values, and write the steps as a table for the kernels.
-
-        steps: the program; max_rows: the most rows (tokens) of a call. Raises: ShapeError for steps
-          that do not fit together; ConfigError where there are no kernels.
-        """
+        """Allocate the memory of all values, and write the steps as a table for the kernels."""
         native.require()
         self.steps, self.max_rows = tuple(steps), max_rows
         run = native.function(
@@ -99,20 +95,14 @@ class NativeDecoder:
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Carry out the program for N tokens; return the result of the last step, (N, width).
-
-        tokens, slots, places: of each row its token, the number of its text in the cache, and its
-          position in the text. tail: how many steps at the end are carried out for the last row
-          alone; if any, the result is (1, width).
-        Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
-        """
+        """Carry out the program for N tokens; return the result of the last step, (N, width)."""
         rows = list(zip(tokens, slots, places, strict=True))
         count = len(rows)
         self._check(rows)
         with self._turn:
             self.rows[:count] = torch.tensor(rows)
             self._carry_out(0, len(self.steps) - tail, count)
-            # the last steps, such as the head, are needed for the last row alone
+            # the last steps, such as the head, are needed for the last row alone: (1, width)
             if tail:
                 src = self.steps[-tail]
                 for value in _values(src):
@@ -150,12 +140,9 @@ class NativeDecoder:
                 raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """Return a step's row of the table that the C code reads: an integer for each of FIELDS.
-
-        Addresses of tensors, sizes and settings are checked here, since the C code trusts them;
-        fields that the step does not have are 0.
-        """
+        """Return a step's row of the table that the C code reads: an integer for each of FIELDS."""
         row = dict.fromkeys(FIELDS, 0)
+        # addresses, sizes and settings are checked here, since the C code trusts them
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
         row |= self._place("dst", step.dst)
         if isinstance(step, EmbedStep):

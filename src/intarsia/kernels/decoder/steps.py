@@ -170,10 +170,7 @@ class ExpertReader(Protocol):
     """Protocol of an object that brings the experts of a layer into memory, one after another."""
 
     def begin(self, experts: list[int]) -> None:
-        """Announce the experts that are about to be computed.
-
-        experts: their numbers, in ascending order. Where it raises, `end` is not called.
-        """
+        """Announce the next experts to compute; where it raises, `end` is not called."""
 
     def bring(self, expert: int) -> None:
         """Put the weights of an expert where the mixture's one program reads them."""

@@ -56,8 +56,8 @@ def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Ten
     """Multiply each row of x by the weight of its expert, x_n W_e^T; write into `out`, return it.
 
     x: (N, in), the rows of expert 0, then the rows of expert 1, and so on; weight: (E, out, in);
-      out: (N, out); all float32 and contiguous; loads: the number of rows of each expert. It is
-      fast for a few rows of each expert, since each weight is read once.
+      out: (N, out); all float32 and contiguous. It is fast for a few rows of each expert, since
+      each weight is read once.
     """
     kernel = native.function("dense_grouped", *GROUPED)
     assert kernel is not None and sum(loads) == len(x) == len(out) and len(loads) == len(weight)
@@ -70,16 +70,13 @@ def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Ten
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     schema = "dense_linear(Tensor x, Tensor weight) -> Tensor"
     return native.operator(schema, _run, lambda x, w: x.new_empty(x.shape[0], w.shape[0]))
 
 
 def _run(x: Tensor, weight: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    weight: (out, in). It is the operator's implementation on the CPU.
-    """
+    """Call the kernel for x (N, in) in float32: the operator on the CPU.  -> (N, out)."""
+    # weight: (out, in)
     kernel = native.function("dense_linear", *LINEAR)
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))

@@ -33,9 +33,8 @@ from .stacks import stacked_matrices as stacked_matrices
 def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
     """Return the name of an activation if `mixed_mlps` can compute experts with it, else None.
 
-    act: the experts' activation; x: the input, which must be on the CPU; learned: a backward will
-      follow. The operator then keeps rows for it; their number depends on the experts' loads, which
-      a compiled graph cannot know.
+    x: the input, which must be on the CPU; learned: a backward will follow. The operator then keeps
+      rows for it; their number depends on the experts' loads, which a compiled graph cannot know.
     """
     if x.device.type != "cpu" or (learned and torch.compiler.is_compiling()):
         return None

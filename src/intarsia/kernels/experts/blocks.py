@@ -31,8 +31,8 @@ LARGE = 1 << 22
 def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, on the CPU in large memory pages if it is large.
 
-    shape: of the tensor; like: has its dtype and device. The first writing of 100 MB is up to five
-      times as fast as in pages of 4 KiB, because each page interrupts it.
+    The first writing of 100 MB is up to five times as fast as in pages of 4 KiB, because each page
+    interrupts it.
     """
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
@@ -118,9 +118,8 @@ class Block:
 def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
     """Divide the experts into blocks; each block is multiplied by one call.
 
-    load: number of rows of each expert. kernel: `TOGETHER` neighbours with up to `UNPADDED` rows
-    each, and those next to them, are a block without rows of zeros, with products that
-    `dense.grouped` computes.
+    kernel: `TOGETHER` neighbours with up to `UNPADDED` rows each, and those next to them, are a
+    block without rows of zeros, with products that `dense.grouped` computes.
     In any other block of several experts all have as many rows as the largest, filled up with rows
     of zeros: all experts are such a block if all have few rows, or TOGETHER neighbours if few zeros
     are added. The remaining experts are a block each. Returns the blocks in the order of the

@@ -109,10 +109,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    """Return the gradients of `grouped`'s arguments: rows (N, d), weight (E, h, d), None for ends.
-
-    grad: (N, h), the gradient of the output.
-    """
+    """Return the gradients of `grouped`'s rows (N, d) and weight (E, h, d), None for ends."""
+    # grad: (N, h)
     rows, weight, ends = ctx.saved_tensors
     grad = grad.contiguous()
     return (

@@ -140,12 +140,10 @@ def mixed_mlps_backward(
 
 @mixed_mlps.register_fake
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return empty tensors of the shapes that `mixed_mlps` returns, for tracing without data.
-
-    The number of kept rows depends on the routing, so that it is symbolic.
-    """
+    """Return empty tensors of `mixed_mlps`'s shapes, for tracing without data."""
     x, _, _, weight, up, gate, down, _, keep = args
     y = x.new_empty(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
+    # the number of kept rows depends on the routing: symbolic
     rows = torch.library.get_ctx().new_dynamic_size() if keep else 0
     z = x.new_empty(rows, up.shape[1]) if keep else x.new_empty(0)
     return y, z, x.new_empty(0) if gate is None or not keep else torch.empty_like(z)
@@ -162,17 +160,14 @@ def _(*args: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Store `mixed_mlps`'s tensors in `ctx` for the backward."""
     *tensors, ctx.act, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `mixed_mlps`'s nine inputs; None for those that need none.
-
-    ctx: has the saved tensors; dy: the gradient of y, (T, out); None = y was not used.
-    """
+    """Return the gradients of `mixed_mlps`'s nine inputs; None for those that need none."""
+    # y was not used
     if dy is None:
         return (None,) * 9
     x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors

@@ -43,10 +43,7 @@ def by_expert(expert: Tensor, experts: int) -> Sorted:
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:
-    """Return where the rows of each expert end, (E,) int32.
-
-    expert: (N,), the expert of each row, rising; experts: E.
-    """
+    """Return where the rows of each of E experts end, (E,) int32; expert: (N,), rising."""
     numbers = torch.arange(experts, device=expert.device)
     return torch.searchsorted(expert, numbers, right=True, out_int32=True)
 
@@ -62,8 +59,8 @@ class GatherRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """Return x again, and its rows at `token`, (M, d).
 
-        ctx: autograd's context; x: (T, d); token: (M,) int64, numbers of rows. The next call takes
-          the x that this one returns: in such a chain all gradients of x share one buffer.
+        x: (T, d); token: (M,) int64, numbers of rows. The next call takes the x that this one
+          returns: in such a chain all gradients of x share one buffer.
         """
         ctx.save_for_backward(token)
         ctx.length = len(x)
@@ -74,8 +71,7 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
         """Return the gradient of x: the gradient of the returned x plus the rows' gradients.
 
-        ctx: autograd's context, with the numbers of the rows; grads: of the returned x, (T, d),
-          None = nobody used it; and of the rows, (M, d).
+        grads: of the returned x, (T, d), None = nobody used it; and of the rows, (M, d).
         """
         rest, rows = grads
         if rows is None:
@@ -105,8 +101,8 @@ class Slices:
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
         """Add an expert's weighted output for its rows to the output of all tokens, in place.
 
-        y: (T, out), of all tokens, changed; e: the expert's number; expert: its function: rows and
-          a weight for each -> weighted outputs; rows: (M_e, d), the rows of its M_e tokens.
+        y: (T, out), of all tokens, changed; expert: its function: rows and a weight for each ->
+          weighted outputs; rows: (M_e, d), the rows of its M_e tokens.
         """
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
@@ -133,8 +129,7 @@ class AllTokens:
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
         """Add an expert's weighted output for all rows to y (T, out), in place; most weights are 0.
 
-        e: the expert's number; expert: its function: rows and a weight for each -> weighted
-          outputs; rows: (T, d).
+        expert: its function: rows and a weight for each -> weighted outputs; rows: (T, d).
         """
         y.add_(expert(rows, self.weights[e]).to(y.dtype))
 

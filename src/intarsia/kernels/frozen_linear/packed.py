@@ -30,23 +30,16 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        """Bring a weight and its transpose into oneDNN's layout.
-
-        weight: (out, in) bfloat16; bias: (out,) or None; rows: the number of rows of x that is most
-          frequent, for which the layout is chosen.
-        """
+        """Bring a weight (out, in) and its transpose into oneDNN's layout."""
         weight = weight.detach()
         self.outputs = len(weight)
         self.bias = None if bias is None else bias.detach().to(BF16)
-        # The forward multiplies by W, the backward by its transpose.
+        # The forward multiplies by W, the backward by its transpose; the layout suits so many rows.
         self.forward = OPS._reorder_linear_weight(weight.contiguous(), rows)
         self.backward = OPS._reorder_linear_weight(weight.T.contiguous(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute x W^T + b in bfloat16, with a gradient for x if it needs one.
-
-        x: (..., in) -> (..., out).
-        """
+        """Compute x W^T + b in bfloat16, (..., in) -> (..., out); x may need a gradient."""
         x = x.to(BF16)
         # no rows: oneDNN takes none, and the graph must stay connected
         if not x.numel():

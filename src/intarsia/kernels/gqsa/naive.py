@@ -43,9 +43,9 @@ def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Ten
     """Put kept groups of weights at their places in a dense matrix, which is 0 elsewhere.
 
     A block is r consecutive rows; it keeps some groups of G consecutive columns. groups: (K, r, G),
-      the weights of the K kept groups, block by block; offsets: (B + 1,), where each of B blocks
-      begins in `groups`; columns: (K,), the number of each group along the row, 0 = the first G
-      columns; across: how many groups a whole row has. Returns the weights, (B r, across G).
+    the weights of the K kept groups, block by block; offsets: (B + 1,), where each of B blocks
+    begins in `groups`; columns: (K,), the number of each group along the row, 0 = the first G
+    columns. Returns the weights, (B r, across G).
     """
     counts = offsets.long().diff()
     block = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)

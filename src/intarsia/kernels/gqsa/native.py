@@ -82,7 +82,6 @@ def check(x: Tensor, rows: int, offsets: Tensor, *parts: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     return operator(SCHEMA, _run, _shapes)
 
 

@@ -80,10 +80,7 @@ class Bound:
         self.numbers[-len(places) :] = torch.tensor(places)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute x W^T in x's dtype.  x: (..., in) -> (..., out).
-
-        Raises: ShapeError for a damaged weight.
-        """
+        """Compute x W^T in x's dtype, (..., in) -> (..., out); ShapeError for a damaged weight."""
         rows = x.float().contiguous()
         y = rows.new_empty((*x.shape[:-1], self.sides[0]))
         count, threads = x.numel() // self.sides[1], torch.get_num_threads()

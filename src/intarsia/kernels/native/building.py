@@ -129,9 +129,8 @@ def _private(place: Path) -> Path:
 def check_private(place: Path) -> None:
     """Raise ConfigError if anybody else could write into a folder, or replace it.
 
-    place: the folder. It has to belong to this user, who alone may write to it; no folder above it
-      may be writable for others, unless it is one like /tmp, where nobody can rename the files of
-      other users.
+    It has to belong to this user, who alone may write to it; no folder above it may be writable for
+    others, unless it is one like /tmp, where nobody can rename the files of other users.
     """
     # a loaded library runs as this user: nobody else may have written it
     status = place.lstat()

@@ -29,8 +29,8 @@ class Floor:
 def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
     """Measure a call several times; return the seconds of each, after one that is not counted.
 
-    call: a function without arguments; repeats: the number of measurements. CPU time on one thread,
-      because others may use the machine, too; wall time on several, where CPU times would add up.
+    call: a function without arguments. CPU time on one thread, because others may use the machine,
+      too; wall time on several, where CPU times would add up.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()
@@ -43,10 +43,7 @@ def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
 
 
 def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
-    """Measure the bytes/s at which memory is read, the median repeat.
-
-    mebibytes: of the memory that is read, more than any cache; repeats: the number of measurements.
-    """
+    """Measure the bytes/s at which memory is read, the median repeat."""
     numbers = torch.ones(mebibytes * 2**18)
     use_large_pages([numbers])  # as formats' weights are
     library, threads = load(), torch.get_num_threads()

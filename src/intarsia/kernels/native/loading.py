@@ -99,7 +99,7 @@ def instructions() -> str:
 def function(name: str, *arguments: Any) -> Callable[..., int] | None:
     """Return a kernel by its C name, as a function that returns an integer; None without kernels.
 
-    name: the C function; arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
+    arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
     """
     return _function(kind(), name, arguments)
 

@@ -57,7 +57,7 @@ def search(
 def best(scores: Array, k: int) -> Array:
     """Return the indices of the k largest scores above 0, largest first, ties by index.
 
-    scores: (documents,) float32; k: how many at most.
+    scores: (documents,) float32.
     """
     blocks, least = len(scores) // BLOCK, np.finfo(np.float32).smallest_subnormal
     if blocks > k:
@@ -79,7 +79,7 @@ def count(numbers: Array, ends: Array, size: int) -> PostingLists:
     """Count how often each text has each number.
 
     numbers: (n,) int32, below size, those below 0 are left out; ends: (texts,), where each text's
-      numbers end; size: of the vocabulary. The weights are counts, float32.
+      numbers end. The weights are counts, float32.
     """
     texts = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     valid = numbers >= 0
@@ -96,18 +96,13 @@ class WordNumbers:
     """Numbers of the words of texts, as they come: runs of two letters or more, in lower case."""
 
     def __init__(self) -> None:
-        """Know no word yet."""
         self._numbers = dict[str, int]()
 
     def __len__(self) -> int:
-        """Return how many words there have been."""
         return len(self._numbers)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        """Return the numbers of all words of texts, (n,) int32, and where each text's end.
-
-        texts: one or more.
-        """
+        """Return the numbers of all words of texts, (n,) int32, and where each text's end."""
         numbers, so_far = self._numbers, list[int]()
         ends = np.zeros(len(texts), np.int64)
         for i, text in enumerate(texts):

@@ -23,10 +23,8 @@ class Searcher:
     """Searcher of groups of posting lists over the same documents, by blocks' largest weights."""
 
     def __init__(self, groups: Sequence[PostingLists], count: int) -> None:
-        """Compute the largest weight of each block of postings.
-
-        groups: learned tokens, stems; of each the lists; count: of documents.
-        """
+        """Compute the largest weight of each block of postings."""
+        # learned tokens, stems; the number of documents
         self.groups, self.count = [_contiguous(lists) for lists in groups], count
         self._maxima = [
             np.zeros(len(lists.docs) // BLOCK + len(lists.starts), np.float32)
@@ -41,8 +39,7 @@ class Searcher:
     def search(self, terms: Terms, k: int, mask: Array | None = None) -> tuple[Array, Array]:
         """Return the k documents of the largest score, as `naive.search`, and their scores.
 
-        terms: (group, token, weight) of the query; k: how many; mask: (count,) bool, False = left
-          out.
+        terms: (group, token, weight) of the query; mask: (count,) bool, False = left out.
         """
         kernel = function("postings_search", *SEARCH)
         terms = sorted((term for term in terms if term[2] > 0), key=lambda term: -term[2])
@@ -66,10 +63,7 @@ class Searcher:
 
 
 def damaged(lists: PostingLists, count: int) -> bool:
-    """Return True for lists with documents that do not ascend or are not there, or weights <= 0.
-
-    lists: starts that ascend from 0 to the number of postings; count: of documents.
-    """
+    """Return True for lists with documents that do not ascend or are not there, or weights <= 0."""
     kernel, ready = function("postings_check", *CHECK), _contiguous(lists)
     if kernel is not None:
         return bool(kernel(_place(_numbers(ready)), count, None))
@@ -104,7 +98,7 @@ def count(numbers: Array, ends: Array, size: int) -> PostingLists:
     """Count how often each text has each number, as `naive.count`.
 
     numbers: (n,) int32, below size, those below 0 are left out; ends: (texts,), where each text's
-      numbers end; size: of the vocabulary.
+      numbers end.
     """
     kernel = function("postings_count", *COUNT)
     if kernel is None:

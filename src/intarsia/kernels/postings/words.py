@@ -36,14 +36,10 @@ class CompiledWordNumbers(WordNumbers):
         weakref.finalize(self, free, self._handle)
 
     def __len__(self) -> int:
-        """Return how many words there have been."""
         return self._length(self._handle)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        """Return the numbers of all words of texts, (n,) int32, and where each text's end.
-
-        texts: one or more.
-        """
+        """Return the numbers of all words of texts, (n,) int32, and where each text's end."""
         lower = (text.lower() for text in texts)
         # C splits ASCII; of other texts it gets the words, with spaces between them
         raw = [

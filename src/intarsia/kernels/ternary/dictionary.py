@@ -78,10 +78,7 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 
 
 def _classes(zeros: float) -> list[tuple[int, int]]:
-    """Return all classes of words with equal probability, the most probable first.
-
-    A class is (n, k): words of n pairs of digits, with k of them not 0.
-    """
+    """Return all classes (n, k), words of n pairs of digits with k not 0, most probable first."""
 
     # The log-probability of a word of the class.
     def log(pairs: int, nonzeros: int) -> float:

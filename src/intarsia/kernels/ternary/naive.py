@@ -11,9 +11,9 @@ from .dictionary import DIGITS, ROOT, Dictionary
 def words_of(digits: Tensor, words: Dictionary) -> tuple[Tensor, Tensor]:
     """Divide each row of digits into words of a dictionary, always taking the longest that matches.
 
-    digits: (R, 2 n) uint8, each 0, 1 or 2; words: the dictionary. Returns the words' numbers in the
-      dictionary, (N,) uint16, row by row, and where each row begins among them, (R + 1,) int64. All
-      rows are coded at once, a pair of digits at a time.
+    digits: (R, 2 n) uint8, each 0, 1 or 2. Returns the words' numbers in the dictionary, (N,)
+      uint16, row by row, and where each row begins among them, (R + 1,) int64. All rows are coded
+      at once, a pair of digits at a time.
     """
     rows, width = digits.shape
     pairs = digits[:, 0::2].long() * 3 + digits[:, 1::2].long()  # (R, n)
@@ -36,8 +36,8 @@ def words_of(digits: Tensor, words: Dictionary) -> tuple[Tensor, Tensor]:
 def digits_of(codes: Tensor, words: Dictionary) -> Tensor:
     """Return the digits of words, one word after the other: the inverse of `words_of`.
 
-    codes: (N,) uint16, the words' numbers in the dictionary; words: the dictionary.  -> (sum of the
-      words' lengths,) uint8.
+    codes: (N,) uint16, the words' numbers in the dictionary.  -> (sum of the words' lengths,)
+      uint8.
     """
     numbers = codes.long()
     # Digits behind the end of a word do not count.
@@ -50,7 +50,7 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 
     x: (N, in), `in` is even; codes: (K,) uint16, numbers of words, which are runs of digits of W's
       R rows; offsets: (R + 1,) int64, where each row begins in `codes`; levels: (R, 2) bfloat16,
-      min and max of each row; words: the dictionary of the words.  -> (N, R).
+      min and max of each row.  -> (N, R).
     """
     rows = len(levels)
     digits = digits_of(codes, words).view(rows, x.shape[1]).long()

@@ -24,8 +24,8 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 
     x: (N, in) float32; codes: (K,) uint16, numbers of words, which are runs of three-valued
       weights, row by row; offsets: (out + 1,), where each row begins in `codes`; levels: (out, 2),
-      the lowest and highest weight of each row; words: the dictionary of the words.  -> (N, out).
-      An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
+      the lowest and highest weight of each row.  -> (N, out). An infinite input may give NaN where
+      a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
     check(x, codes, offsets, levels)
@@ -38,7 +38,7 @@ def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: in
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
     parts: (codes, offsets, levels) of W, as `ternary` takes them; width: number of W's inputs;
-      words: the dictionary of the codes; max_rows: rows of x up to which the result is used.
+      max_rows: rows of x up to which the result is used.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -67,7 +67,6 @@ def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the kernel as an operator of torch, once."""
     return operator(SCHEMA, _run, _shapes)
 
 

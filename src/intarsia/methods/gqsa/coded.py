@@ -84,11 +84,6 @@ class CodeRecorder:
     """
 
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
-        """Allocate the weights to be coded, scales and zero points of a weight (out, width), all 0.
-
-        form: group size and bits; out, width: the weight's rows and columns; symmetric: codes
-          without a zero point of their own, see `affine`.
-        """
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
         # The last group of a row may be padded with zeros.
@@ -98,17 +93,14 @@ class CodeRecorder:
     def begin(self, columns: Tensor, start: int) -> None:
         """Choose scale and zero point of a group, before its columns are rounded one by one.
 
-        columns: (out, at most G), the group's weights; start: the number of its first column.
+        columns: (out, at most G), the group's weights.
         """
         place = start // self.group
         scale_and_zero = affine(columns, self.form.bits, self.symmetric)
         self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
-        """Record a column of weights before rounding, and return it rounded to its group's codes.
-
-        column: (out,); index: its number in the weight.  -> (out,), decoded.
-        """
+        """Record a column (out,) before rounding, and return it rounded to its group's codes."""
         place = index // self.group
         self.raw[:, index] = column
         scale, zero = self.scale[:, place], self.zero[:, place]
@@ -124,8 +116,8 @@ def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
     """Choose the groups of weights to keep: the largest sums of scores in the whole layer.
 
     score: (out, in), of each weight; form: the sizes: C groups of consecutive inputs in a row, and
-    blocks of `form.rows` rows, which keep the same groups, by the sum over their rows; density:
-    share of groups to keep. Of equal sums the first are kept.
+    blocks of `form.rows` rows, which keep the same groups, by the sum over their rows. Of equal
+    sums the first are kept.
     -> (out, C) bool; blocks may keep different numbers (section 3.1).
     """
     # (blocks, C): a group is kept or pruned as a whole.
@@ -139,8 +131,8 @@ def by_rounding(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code.
 
-    weight: (out, in); statistics: the statistics of the layer's inputs; form: group size and bits;
-    density: share of groups that is kept; symmetric: codes without a zero point.
+    weight: (out, in); statistics: the statistics of the layer's inputs; density: share of groups
+    that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(wanda(w, statistics).square(), form, density)
@@ -159,8 +151,8 @@ def by_compensation(
 
     U: the Cholesky factor of the inverse of the inputs' damped second moments. Column by column,
       later columns make up for the error so far: SparseGPT and GPTQ at once.
-    weight: (out, in); statistics: the statistics of the layer's inputs; form: group size and bits;
-      density: share of groups that is kept; symmetric: codes without a zero point.
+    weight: (out, in); statistics: the statistics of the layer's inputs; density: share of groups
+      that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(obs(w, statistics, DAMP), form, density)

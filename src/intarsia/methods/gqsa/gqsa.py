@@ -224,7 +224,6 @@ class Gqsa(Change):
     def _read_block_tensors(
         self, stop: Stop, tensors: Mapping[str, Tensor]
     ) -> dict[str, CodedGroups]:
-        """Read the codes of a block that was finished before, by path."""
         coded: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
             if f"{path}/raw" in tensors:
@@ -277,7 +276,7 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     """Return the blocks of a model, each with the linear layers that GQSA compresses.
 
-    host: the model; layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
+    layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
     """
     linear_layers = matrices_of(host, layers)
     return [

@@ -46,7 +46,6 @@ class Tuning:
     end: float = 0.002
 
     def __post_init__(self) -> None:
-        """Check that steps are at least 0 and rates above 0."""
         for name in ("blocks", "model"):
             at_least(name, getattr(self, name), 0, fix="Try 300 for blocks, 100 for model.")
         for name in ("weights", "scales", "end"):
@@ -76,9 +75,8 @@ def tuned_block(
     """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
     B, B^: the block with dense and with decoded weights; X: its inputs, from the compressed blocks
-      before; stop: the block and its layers; flow: X and the other arguments of each call;
-      block_number: of the block in the chain; dense: (out, in) of each layer, and groups_before:
-      its codes, by path; tuning: steps and rates; generator: of the order of rows.
+    before; flow: X and the other arguments of each call; block_number: of the block in the chain;
+    dense: (out, in) of each layer, and groups_before: its codes, by path.
     Returns codes after all steps, or the former if no worse. Raises: TargetError without a chain.
     """
     if not isinstance(flow, Chain):
@@ -175,10 +173,8 @@ def _descend(
 
 
 def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the mean squared error over tokens that are no padding, half precision in float32.
-
-    output, target: (..., T, d); mask: (..., T) bool, False = padding, None = no padding.
-    """
+    """Compute the mean squared error over tokens that are no padding, half precision in float32."""
+    # output, target: (..., T, d); mask: (..., T) bool, False = padding
     if mask is not None and mask.shape == output.shape[:-1]:
         output, target = output[mask], target[mask]
     if output.dtype in (torch.bfloat16, torch.float16):
@@ -187,10 +183,8 @@ def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
-    """Round scales to bfloat16 and zero points to whole codes, as they are stored.
-
-    raw: (out, C, G), weights before rounding; scale, zero: (out, C).
-    """
+    """Round scales to bfloat16 and zero points to whole codes, as they are stored."""
+    # raw: (out, C, G), weights before rounding; scale, zero: (out, C)
     largest_code = 2**coded.form.bits - 1
     stored_scale = scale.detach().bfloat16().float().clamp(min=0)
     zero_code = zero.detach().round().clamp(0, largest_code)
@@ -214,10 +208,7 @@ class ScaleOnlyLinear(nn.Module):
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
-        """Make the scales of a coded weight the only parameters of a linear layer.
-
-        coded: the weight's codes, scales and mask; bias: (out,), kept frozen, None = none.
-        """
+        """Make the scales of a coded weight the only parameters of a linear layer."""
         super().__init__()
         self.width, self.bias = coded.width, bias
         # the scale is share * first, and the weight steps * scale
@@ -246,7 +237,7 @@ def tuned_scales(
 ) -> dict[str, CodedGroups]:
     """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
-    rows: token rows with labels, see `language_rows`; generator: of the order of rows.
+    rows: token rows with labels, see `language_rows`.
     Returns the scales after all steps, or those before if their loss on the same rows is no higher.
     """
     scaled = {
@@ -318,11 +309,8 @@ def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Te
 
 
 def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
-    """Compute the mean loss of a token; its label is the next token.
-
-    model: a causal language model; row: its inputs, with "labels". The loss is computed here
-      because a model's own forward with labels may shift or average them in another way.
-    """
+    """Compute the mean loss of a token; its label is the next token."""
+    # a model's own forward with labels may shift or average them in another way
     inputs = {name: value for name, value in row.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits
     return F.cross_entropy(

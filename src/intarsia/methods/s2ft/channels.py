@@ -84,10 +84,8 @@ def choose_channels(
 
 
 def _rank_units(method: S2ft, scores: Tensor, units: int, excluded: Tensor) -> Tensor:
-    """Compute a score for each unit (a channel or a head) from its channels' scores.  -> (units,).
-
-    scores: (width,) of the channels; excluded: (width,) bool, channels of units that get -inf.
-    """
+    """Compute a score for each unit (a channel or a head) from its channels' scores, (units,)."""
+    # scores: (width,) of the channels; excluded: (width,) bool, channels of units that get -inf
     by_unit = scores.view(units, -1)
     # chance is one draw for a head, whatever its width; a score is its mean square
     unit_scores = by_unit[:, 0] if method.selection == "random" else by_unit.square().mean(1)
@@ -160,10 +158,7 @@ def _channel_scores(
     loss: Loss | None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Compute a score for each channel that may be selected, by the method's `selection`.
-
-    Returns path -> (width,), the scores of a layer's selectable channels.
-    """
+    """Compute a score for each selectable channel of a layer: path -> (width,)."""
     kind = method.selection
     if kind == "random":
         return {path: _random_scores(method, site, seed) for path, site in sites.items()}
@@ -194,12 +189,10 @@ def _trained_family(method: S2ft, site: Site) -> str:
 
 
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
-    """Draw a random score for each selectable channel of a layer, (width,).
-
-    seed: hashed with the path, so that the draw does not depend on which other layers are targeted.
-    """
+    """Draw a random score for each selectable channel of a layer, (width,)."""
     # Python's hash differs between processes.
     digest = hashlib.sha256(f"{seed}:{site.path}".encode()).digest()
+    # seeded by the path, so that the draw does not depend on which other layers are targeted
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     return torch.rand(span(site, _trained_family(method, site))[1], generator=generator)
 
@@ -208,10 +201,8 @@ Slice = tuple[str, tuple[int, int]]  # side, (first channel, number)
 
 
 def _slice_norms(weight: Tensor, side: str, channel_range: tuple[int, int]) -> Tensor:
-    """Compute the norm of each selectable channel's column or row of a weight, (number,).
-
-    weight: (out, in); channel_range: (first, number) of the selectable channels.
-    """
+    """Compute the norm of each selectable channel's column or row of a weight, (number,)."""
+    # weight: (out, in); channel_range: (first, number) of the selectable channels
     norms = weight.float().norm(dim=0 if side == "inputs" else 1)
     return norms.narrow(0, *channel_range).cpu()
 
@@ -219,11 +210,8 @@ def _slice_norms(weight: Tensor, side: str, channel_range: tuple[int, int]) -> T
 def _activation_norms(
     model: nn.Module, modules: dict[str, nn.Module], sides: dict[str, Slice], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
-    """Compute the root mean square of each channel over all positions that are no padding.
-
-    sides: path -> (side, (first, number)): the channels are so many of the layer's "inputs" or
-    "outputs", from the first on; batches: calibration data. -> path -> (number,).
-    """
+    """Compute the root mean square of each channel over all positions that are no padding."""
+    # sides: path -> (side, (first, number)) of the layer's "inputs" or "outputs"
     outputs = [path for path, (side, _) in sides.items() if side != "inputs"]
     with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as observer:
         for batch in batches:
@@ -239,7 +227,6 @@ def _activation_norms(
 
 
 def _batch_keys(batch: Any) -> Any:
-    """Return the keys of a batch; none for a tensor."""
     return () if isinstance(batch, Tensor) else batch.keys()
 
 
@@ -268,7 +255,6 @@ def _weight_gradients(
 
 
 def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss that the model's output has for a batch."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     output = call(model, inputs)
     value = output.get("loss") if isinstance(output, Mapping) else None  # outputs of transformers
@@ -280,10 +266,7 @@ def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
 
 
 def spell(ids: Iterable[int]) -> str:
-    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12".
-
-    ids: the numbers, in any order.
-    """
+    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12"."""
     ranges: list[list[int]] = []
     for i in sorted(ids):
         if ranges and ranges[-1][1] == i - 1:
@@ -319,7 +302,7 @@ def side_of(family: str) -> str:
 def span(site: Site, family: str) -> tuple[int, int]:
     """Return (first, number) of the selectable channels; a fused layer's values are its last third.
 
-    site: the layer, with its path and widths; family: "down", "up", "output" or "value".
+    family: "down", "up", "output" or "value".
     Raises: TargetError for a fused layer with outputs that are not three equal parts.
     """
     if side_of(family) == "inputs":

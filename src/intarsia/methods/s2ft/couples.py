@@ -73,7 +73,6 @@ def couples(model: nn.Module) -> Iterator[Couple]:
 
 
 def _layers_named(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]:
-    """Return the linear layers inside a module that have one of the names, by path."""
     inside = {p: unwrapped(m) for p, m in walk(module) if p}
     return {
         p: m
@@ -156,5 +155,4 @@ def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
 
 
 def _output_width(layer: Layer) -> int:
-    """Return the number of a layer's outputs."""
     return layer.weight.shape[0]

@@ -150,7 +150,6 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 def _selected_units(
     couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """Return a mask of the units (channels or heads) that have selected channels, (units,) bool."""
     units = torch.zeros(couple.units, dtype=torch.bool)
     for path, channels, parts in layers:
         if path not in channels_of_paths:
@@ -180,10 +179,7 @@ def _side_of_path(path: str, rows: Mapping[str, Tensor]) -> str:
 
 
 def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
-    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i].
-
-    method: settings with channels; new_places: path -> (channels,); other layers stay as they are.
-    """
+    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i]."""
     pairs = tuple(
         (p, spell(new_places[p][torch.tensor(read(text))].tolist()) if p in new_places else text)
         for p, text in method.channels

@@ -217,8 +217,8 @@ class LinearWithColumns(torch.autograd.Function):
     ):
         """Compute y = W x + b + S x[c], where c are the selected input channels.
 
-        ctx: autograd's context; x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None;
-          s: S (d_out, c); channels: the numbers c, or a range.
+        x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None; s: S (d_out, c);
+          channels: the numbers c, or a range.
         """
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
         y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
@@ -262,8 +262,8 @@ class LinearWithRows(torch.autograd.Function):
     ):
         """Compute y = W x + b, then y[c] += S x, where c are the selected output channels.
 
-        ctx: autograd's context; x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None;
-          s: S (c, d_in); channels: the numbers c, or a range.
+        x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None; s: S (c, d_in); channels:
+          the numbers c, or a range.
         """
         rows = x.reshape(-1, x.shape[-1])
         y = linear(x, weight, bias)
@@ -302,11 +302,7 @@ class S2ftCell(Cell):
     fused: ClassVar[bool] = True
 
     def __init__(self, side: str, site: Site, ids: list[int]) -> None:
-        """Build the slice S, which starts at 0.
-
-        side: "inputs", where S is (d_out, c), or "outputs", where it is (c, d_in); site: the host
-          module, with its widths d_in and d_out; ids: the c selected channels.
-        """
+        """Build the slice S, zero at first: (d_out, c) for "inputs", (c, d_in) for "outputs"."""
         super().__init__()
         self.side, self.inputs, self.outputs = side, site.reads, site.outputs
         shape = (site.outputs, len(ids)) if side == "inputs" else (len(ids), site.reads)

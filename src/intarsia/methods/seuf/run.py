@@ -40,16 +40,13 @@ class UnlearningRun:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
-        """Select the trained weights, and the modules with outputs that the losses need.
-
-        method: the settings; at: (layer, expert) to unlearn in, None = all weights of the model;
-          layers: the model's expert layers; seed: of the order of rows and of RMU's direction u.
-        """
+        """Select the trained weights, and the modules with outputs that the losses need."""
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
         self.draws = torch.Generator().manual_seed(seed)
         self.p = self.h = torch.empty(0)
         self.hooks: list[Any] = []
+        # all weights of the model
         if at is None:
             self.parts = WeightParts(model, [(p, None) for p in model.parameters()])
             self.gate = self.block = None
@@ -98,10 +95,8 @@ class UnlearningRun:
     ) -> tuple[Mapping[str, float], ...]:
         """Train the chosen weights, and return measures of both texts, from step 0 on.
 
-        forget, retain: rows of both texts; judge: rows of both to measure on, None = the first ones
-          of the same; steps: at most; until: stop once the loss on `forget` has risen by so much,
-          None = never; size: rows of a batch; every: steps between two measurements; progress: a
-          function that is given a line of text for each of them.
+        judge: rows of both to measure on, None = the first ones of the same; until: stop once the
+          loss on `forget` has risen by so much, None = never.
         """
         # Measured on rows that do not change, so that two steps can be compared.
         judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
@@ -133,8 +128,8 @@ class UnlearningRun:
         """Compute the loss of a step: l_forget + retain l_retain + anchor mean |p - onehot(e)|^2.
 
         It is equation 4 of the paper: the loss on the text to unlearn, that on the text to keep,
-        and a term that holds the gate's probabilities p at expert e. forget: a batch of the text to
-        unlearn; retain: one of the text to keep, None = no such loss.
+        and a term that holds the gate's probabilities p at expert e. retain: one of the text to
+        keep, None = no such loss.
         """
         # Some losses compare with the model as it was; its outputs are computed first.
         method = self.method
@@ -168,8 +163,7 @@ class UnlearningRun:
     def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
         """Compute l_forget, the loss that makes the model worse on a batch of the text to unlearn.
 
-        batch: inputs and labels; reference: log pi_0 of each row, (B,), for "npo"; None for the
-        other losses.
+        reference: log pi_0 of each row, (B,), for "npo"; None for the other losses.
         """
         if self.method.loss == "rmu":
             self.model(**batch[0])
@@ -202,8 +196,7 @@ class UnlearningRun:
     def keeping(self, batch: Batch, reference: Tensor | None) -> Tensor:
         """Compute l_retain, the loss that holds the model's outputs on a batch of the text to keep.
 
-        batch: inputs and labels; reference: h_0 of the real tokens, (N, d), for "rmu"; None for the
-        other losses.
+        reference: h_0 of the real tokens, (N, d), for "rmu"; None for the other losses.
         """
         if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
@@ -240,9 +233,8 @@ class UnlearningRun:
     def measure(self, step: int, judging_batches: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
         """Measure both texts' cross-entropy, and the target's share of the tokens to forget.
 
-        step: its number, which is recorded; judging_batches: the batches of `forget`, then the
-          batches of `retain`. Returns "step", "forget" and "retain" in nats a token, and "share",
-          where an expert is the target.
+        judging_batches: the batches of `forget`, then the batches of `retain`. Returns "step",
+          "forget" and "retain" in nats a token, and "share", where an expert is the target.
         """
         measures: dict[str, float] = {"step": step}
         for name, batches_of_text in zip(("forget", "retain"), judging_batches, strict=True):
@@ -278,7 +270,6 @@ def _block_around(model: nn.Module, path: str) -> nn.Module:
 
 
 def _describe_measures(measures: Mapping[str, float]) -> str:
-    """Format the measures of a step as a line of progress."""
     words = [
         f"{name} {measures[name]:.3f}" for name in ("forget", "retain", "share") if name in measures
     ]

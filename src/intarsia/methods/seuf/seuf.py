@@ -202,7 +202,6 @@ def _row_bytes(row: Any) -> bytes:
 
 
 def _checked_place(place: Any, layers: Sequence[StockExperts]) -> At:
-    """Return the expert to unlearn in as two integers, (layer, expert)."""
     if not (isinstance(place, tuple) and len(place) == 2):
         raise ConfigError(
             "at", got=repr(place), want="(layer, expert), or 'all'", fix="Try (3, 7)."

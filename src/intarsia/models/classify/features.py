@@ -226,7 +226,6 @@ class AdaptedMean(Feature):
 
 
 def _hidden(settings: Mapping[str, Any]) -> HiddenMean:
-    """Return the feature of an unchanged model."""
     return HiddenMean(str(settings["model"]), int(settings["layer"]), int(settings["tokens"]))
 
 
@@ -314,7 +313,6 @@ def opened_feature(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray
 
 
 def _check_texts(rows: Rows, word: str) -> None:
-    """Refuse rows that are no texts.  Raises: DataError."""
     if isinstance(rows, np.ndarray) or not all(isinstance(row, str) for row in rows):
         fix = "Give a list of texts."
         raise DataError(f"rows for {word}", got="other rows", want="texts", fix=fix)

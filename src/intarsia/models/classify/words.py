@@ -74,10 +74,7 @@ def check_method(method: str) -> None:
 
 
 def parse_method(method: str) -> list[tuple[str, float]]:
-    """Return the words of a method with their shares: "tfidf*2+minilm" is 2/3 and 1/3.
-
-    Raises: ConfigError.
-    """
+    """Return a method's words with shares: "tfidf*2+minilm" is 2/3, 1/3.  Raises: ConfigError."""
     pairs: list[tuple[str, float]] = []
     for part in method.split("+"):
         word, star, times = part.strip().partition("*")

@@ -36,9 +36,8 @@ class Confusion:
 def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
     """Add up the confusion matrices of a group's runs.
 
-    group: runs of one method; limit: the most classes to show; those that are confused least are
-      joined into the last row and column. Returns None if a run stored no predictions, or if the
-      runs have different classes.
+    limit: the most classes to show; those that are confused least are joined into the last row and
+      column. Returns None if a run stored no predictions, or if the runs have different classes.
     """
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:

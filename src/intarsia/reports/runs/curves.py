@@ -63,10 +63,7 @@ def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
-    """Return the names of all logged values: accuracy and loss first, the learning rate last.
-
-    curves: the points of each run.
-    """
+    """Return the names of all logged values: accuracy and loss first, the learning rate last."""
     first = {"accuracy": 0, "loss": 1, "lr": 9}
     # the metrics that any run has, whatever they are called
     names = {name for curve in curves for point in curve for name in point.values}
@@ -74,10 +71,7 @@ def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
 
 
 def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
-    """Return epoch -> value of one metric on one part of the data, in the order of the epochs.
-
-    curve: a run's points; split: "train" or "val"; metric: name of the value.
-    """
+    """Return epoch -> value of one metric on one part of the data, in the order of the epochs."""
     values = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
     return dict(sorted(values.items()))
 
@@ -96,7 +90,6 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a metrics file that cannot be read.  got: the fault in it."""
     return CheckpointError(
         f"curve in {path}",
         got=got,

@@ -128,7 +128,6 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
-    """Return one learning curve as a series of a chart."""
     # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"
@@ -149,10 +148,7 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw a confusion matrix twice: as shares of each row in percent, and as counts.
-
-    confusion: the matrix of one method; number: the method's index, for the names of the figures.
-    """
+    """Draw a confusion matrix twice: as shares of each row in percent, and as counts."""
     names = [short(name) for name in confusion.classes]
     hover = [
         [

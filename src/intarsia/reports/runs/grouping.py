@@ -87,8 +87,8 @@ class RunGroup(BySeed):
         """Return the 95 % interval of the score's difference to a baseline, and "".
 
         If there can be none, return None and a text that names the missing part. The difference is
-        taken on each test item that both groups' runs were scored on. baseline: the group to
-        compare with; score: its name, None = the measure by which the task ranks runs.
+        taken on each test item that both groups' runs were scored on. score: its name, None = the
+        measure by which the task ranks runs.
         """
         ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, baseline))
         return interval_of(ours, theirs, score or self.runs[0].scores.measure)
@@ -324,10 +324,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
 
 
 def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace an adapter's stored options by those that the caller gave; return its settings.
-
-    The seed may have decided some of the stored options, so that runs of one call would differ.
-    """
+    """Replace an adapter's stored options by those that the caller gave; return its settings."""
     options_given = run.given.get("method")
     if (
         "options" not in adapter
@@ -335,6 +332,7 @@ def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping
         or "method" not in options_given
     ):
         return adapter
+    # the seed may have decided some stored options: runs of one call would differ
     options = {k: v for k, v in options_given.items() if k != "method"}
     return {**adapter, "method": options_given["method"], "options": options}
 
@@ -360,10 +358,7 @@ def set_of(run: FinishedRun) -> str | None:
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by dotted path; a list counts as one value.
-
-    tree: mappings or a value; path: put before each name.
-    """
+    """Return the values of nested mappings by dotted path; a list counts as one value."""
     if isinstance(tree, Mapping):
         leaves: dict[str, Any] = {}
         for name, value in tree.items():
@@ -374,10 +369,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the dotted paths of the settings that are not equal in all of the groups.
-
-    settings: nested settings of each group.
-    """
+    """Return the dotted paths of the settings that are not equal in all of the groups."""
     leaves = [flat(tree) for tree in settings]
     names = dict.fromkeys(name for leaf in leaves for name in leaf)
     return [n for n in names if len({json.dumps(leaf.get(n), default=str) for leaf in leaves}) > 1]

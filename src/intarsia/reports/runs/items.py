@@ -29,9 +29,8 @@ class RunItems:
 def run_items(tensors: Tensors, part: str) -> RunItems:
     """Return what each item, a picture or a text, contributes to a run's scores.
 
-    tensors: the run's predictions; part: a digest of the part of the data that was scored. Returns
-    for each score that is a mean over items (accuracy, loss) the value of every item; none where a
-    picture may have several labels.
+    Returns for each score that is a mean over items (accuracy, loss) the value of every item; none
+    where a picture may have several labels.
     """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
@@ -48,12 +47,9 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Return what each picture contributes to the scores: score's name -> values of n pictures.
-
-    logits: (n, classes); labels: (n,). "accuracy": True for a right answer; "balanced_accuracy":
-    the same, weighted by 1 / the size of the picture's class; "loss": cross-entropy in nats.
-    """
-    # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
+    """Return what each of n pictures contributes to the scores, by the score's name."""
+    # logits: (n, classes); labels: (n,). Balanced accuracy weighs a picture by 1 / the size of its
+    # class; loss is -log softmax, in nats
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
     loss = np.logaddexp.reduce(logits, axis=1) - logits[order, labels]
@@ -82,7 +78,7 @@ def interval_of(
 
     If there can be none, return None and a text that names the missing part. The interval counts
     the chance in test items and in seeds together. ours, theirs: seed -> a run's values of each
-    item, None for a run that stored none; score: name of the score.
+    item, None for a run that stored none.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]

@@ -74,8 +74,8 @@ def save_mistakes(
     """Write the k most confident mistakes to `folder/mistakes/`: PNG thumbnails and mistakes.json.
 
     images: function from a picture's index to the picture, called for these k only. logits: (n,
-      classes); labels: (n,); classes: names of the classes. An older list in the folder is replaced
-      as a whole. Returns the folder that was written.
+      classes); labels: (n,). An older list in the folder is replaced as a whole. Returns the folder
+      that was written.
     Raises: ConfigError for k < 1; DataError for logits, labels and classes that do not fit each
       other; TrainingError if the disk is full or cannot be written.
     """
@@ -138,7 +138,6 @@ def read_mistakes(run: Path) -> Mistakes | None:
 
 
 def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
-    """Read one mistake: an entry of the list, and the picture that belongs to it."""
     index, confidence = int(line["index"]), float(line["confidence"])
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence}")
@@ -160,7 +159,6 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a damaged file of mistakes.  got: the fault in it."""
     return CheckpointError(
         f"mistakes in {path}",
         got=got,

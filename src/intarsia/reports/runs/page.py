@@ -58,10 +58,9 @@ def write_report(
 ) -> Path:
     """Read run folders, compare the runs, and write the report to `out`; return its path.
 
-    folders: run folders, or folders that hold some. baseline: label of the method the others are
-      compared with, None = the first. heading: the page's title, None = the methods and the data
-      set. others: a table of candidates that were not chosen, below the results. The same runs give
-      the same bytes.
+    baseline: label of the method the others are compared with, None = the first. heading: the
+      page's title, None = the methods and the data set. others: a table of candidates that were not
+      chosen, below the results. The same runs give the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
       TrainingError when the file cannot be written.
     """
@@ -74,8 +73,7 @@ def report_of(
 ) -> Report:
     """Build the report of a comparison: results, costs, curves, errors, routing and settings.
 
-    heading: its title, None = the methods and the data set; others: a table of further candidates,
-      to stand below the results.
+    heading: its title, None = the methods and the data set.
     """
     looks = tuple(figures.looks(comparison))
     sections = [

@@ -30,8 +30,8 @@ def search_of(group: RunGroup) -> Mapping[str, Any] | None:
 def entry(group: RunGroup) -> Entry:
     """Return the entry of the results table for a group's learning rate.
 
-    group: the runs of a method. The entry has the note "limit" if the search chose the lowest or
-    the highest rate that it may try, so that a better one may lie beyond.
+    The entry has the note "limit" if the search chose the lowest or the highest rate that it may
+    try, so that a better one may lie beyond.
     """
     rate = rate_of(group)
     limit = (search_of(group) or {}).get("limit")
@@ -107,8 +107,7 @@ def shared(comparison: Comparison) -> str | None:
 def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
     """Return, for each method with a search, validation scores by learning rate, for a chart.
 
-    looks: a colour and mark for each method. Scores are in percent, for texts perplexities; the
-    rate that the method uses has a larger mark.
+    Scores are in percent, for texts perplexities; the rate that the method uses has a larger mark.
     """
     series: list[Series] = []
     for number, group in enumerate(comparison.groups):
@@ -128,10 +127,7 @@ def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
 
 
 def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw validation scores over the learning rates that were tried; None if there was no search.
-
-    looks: a colour and mark for each method.
-    """
+    """Draw validation scores over the tried learning rates; None if there was no search."""
     if not (series := series_of(comparison, looks)):
         return None
     searches = [search for group in comparison.groups if (search := search_of(group))]

@@ -54,10 +54,7 @@ MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has i
 
 
 def measure(scores: Mapping[str, float]) -> str:
-    """Return the name of the score that ranks runs: of MEASURES the first that a task has.
-
-    scores: name -> value.
-    """
+    """Return the name of the score that ranks runs: of MEASURES the first that a task has."""
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
@@ -210,8 +207,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
     """Return the value at a dotted path of run.json, after a check of its type.
 
-    record: the content of run.json; path: such as "training.seed"; kind: the type (float takes
-      whole numbers, but none that is infinite); folder: named in the error.
+    path: such as "training.seed"; kind: the type (float takes whole numbers, but none that is
+      infinite).
     Raises: CheckpointError if it is missing or of another type.
     """
     value: Any = record
@@ -246,7 +243,6 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
-    """Read what a run cost: parameters, seconds, memory."""
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
     # an accelerator's memory is the one that runs out first
@@ -277,8 +273,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
 def read_predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     """Read predictions.safetensors; None if it is missing or of another part than the scores.
 
-    folder: the run's; scores: names the part of the data. Raises: CheckpointError for a damaged
-      file.
+    Raises: CheckpointError for a damaged file.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
@@ -320,7 +315,6 @@ def read_items(folder: Path) -> RunItems | None:
 def _predicted_classes(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """Return the true and predicted class of each picture."""
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]

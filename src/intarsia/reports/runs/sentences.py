@@ -150,7 +150,7 @@ def differences(comparison: Comparison) -> list[str]:
 def difference_sentence(group: RunGroup, base: RunGroup) -> str:
     """Return the sentence about a method's difference to another, with its confidence interval.
 
-    If there is no interval, it says why. group, base: the runs of the two methods.
+    If there is no interval, it says why.
     """
     interval, missing = group.interval(base)
     pairs = group.difference(base)

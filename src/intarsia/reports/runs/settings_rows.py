@@ -63,9 +63,9 @@ def setting_rows(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
     """Return the settings that all methods share, and those that differ, as rows of two tables.
 
-    comparison: the runs, grouped by method. A row of the first list is (name, value), one of the
-    second (name, values, one for each method, "" for a method without that setting). Settings of
-    adapters are left out: `method_rows` has them.
+    A row of the first list is (name, value), one of the second (name, values, one for each method,
+    "" for a method without that setting). Settings of adapters are left out: `method_rows` has
+    them.
     """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
     for setting in settings:
@@ -87,7 +87,6 @@ def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _method(run: FinishedRun) -> str:
-    """Return a run's adapters with their settings in one line."""
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"

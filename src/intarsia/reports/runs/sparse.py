@@ -33,7 +33,7 @@ def soup_of(group: RunGroup) -> dict[str, Any] | None:
 def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     """Draw how the masks changed over training: a figure for each of COURSES.
 
-    looks: a colour and mark for each method. Methods with masks that never changed have no line.
+    Methods with masks that never changed have no line.
     """
     changes = {
         number: masks
@@ -66,7 +66,6 @@ def _chart_line(
     unit: str,
     before: str,
 ) -> charts.Series:
-    """Return a method's line of a chart as a series.  points: (x, y)."""
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     label = comparison.groups[number].label
@@ -111,7 +110,7 @@ def densities(comparison: Comparison) -> Figure | None:
 def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
     """Draw the validation scores of weighted averages of two models, from the first to the second.
 
-    looks: a colour and mark for each method. None if no run is an average of models (a soup).
+    None if no run is an average of models (a soup).
     """
     series = [
         _chart_line(comparison, number, looks, line["points"], "", "")

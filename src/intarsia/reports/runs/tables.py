@@ -79,7 +79,6 @@ def caption(comparison: Comparison) -> str:
 
 
 def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ...]:
-    """Return a method's row of the table of results."""
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -109,7 +108,6 @@ def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ..
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Entry:
-    """Return the table entry for a method's difference to the baseline, with its interval."""
     if group is base:
         return Entry("baseline")
     difference = group.difference(base)

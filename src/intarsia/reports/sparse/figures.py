@@ -23,8 +23,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
     """Draw perplexity against density, a line for each method that begins at the dense model.
 
-    models: pruned models; names: the methods' names; looks: a colour and mark for each of them.
-      None without a measured perplexity.
+    None without a measured perplexity.
     """
     series: list[Series] = []
     for group, name in enumerate(names):
@@ -82,7 +81,7 @@ def sizes(models: Sequence[Any]) -> Figure | None:
 def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
     """Draw density and errors of a model's layers as heat maps, for each of MAPS that it has.
 
-    layers: the record of each layer; folder: number of the model. Errors share one scale.
+    Errors share one scale.
     """
     places = {name: _values(layers, key) for name, (key, _, _) in MAPS.items()}
     # errors before and after have one scale, so that their colours can be compared

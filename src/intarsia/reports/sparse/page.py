@@ -102,7 +102,6 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
-    """Build the report of pruned models: results, charts, and values by layer."""
     shapes = looks_of(pruned)
     rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
     sections = [Section("Results", (dataclasses.replace(table_of(pruned), looks=rows),))]

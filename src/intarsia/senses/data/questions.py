@@ -136,7 +136,6 @@ def _parse_question(line: str, path: Path, place: str, answered: bool) -> Questi
 
 
 def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
-    """Return the files that a cell names, after a check that they exist."""
     names = [value] if isinstance(value, str) else value
     names = [] if value is None else names
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
@@ -290,8 +289,7 @@ def split_questions(
 ) -> QuestionSplits:
     """Split questions at random into train, val and test (80, 10 and 10 %); a group stays together.
 
-    processor: makes rows of questions. seed: of the split. train, val, test: numbers of questions,
-    None = the shares above.
+    train, val, test: numbers of questions, None = the shares above.
     Raises: ConfigError for numbers that cannot be; as `Processor.rows` does.
     """
     parts = grouped([q.group or q.question for q in questions], val, test, seed)

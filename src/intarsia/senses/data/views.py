@@ -13,9 +13,9 @@ Grid = tuple[int, int]  # rows, columns of the tiles; (0, 0) = none
 def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
     """Choose into how many rows and columns of tiles a picture is cut.
 
-    width, height: of the picture; side: of a tile; all in px. limit: the most tiles. Of all grids
-    the one that keeps the most pixels, then the one that leaves the least empty, as LLaVA-NeXT does
-    (anyres). (0, 0) for a picture that one tile holds.
+    side: of a tile; all in px. limit: the most tiles. Of all grids the one that keeps the most
+    pixels, then the one that leaves the least empty, as LLaVA-NeXT does (anyres). (0, 0) for a
+    picture that one tile holds.
     """
     at_least("tiles", limit, 0)
     rows_most, columns_most = -(-height // side), -(-width // side)
@@ -37,8 +37,7 @@ def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
 def views(image: Image.Image, side: int, limit: int = 0) -> tuple[np.ndarray, Grid]:
     """Return a picture as square views: the whole of it on white, then its tiles, row by row.
 
-    side: of a view in px; limit: the most tiles. Returns (1 + rows * columns, side, side, 3) uint8
-    and (rows, columns).
+    Returns (1 + rows * columns, side, side, 3) uint8 and (rows, columns).
     """
     rows, columns = grid_of(*image.size, side, limit)
     all_views = [np.asarray(place_on_white(image, side, side))]

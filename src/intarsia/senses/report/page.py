@@ -52,9 +52,8 @@ def write_seen(
 ) -> Path:
     """Write the page of questions about pictures, with the model's answers; returns its path.
 
-    questions: with answers; loads: the result of `expert_loads(..., by="modality")`, for each
-      router (modalities, experts), None = not shown; heading: the page's title. The page needs no
-      other file.
+    loads: the result of `expert_loads(..., by="modality")`, for each router (modalities, experts),
+      None = not shown. The page needs no other file.
     Raises: TrainingError if it cannot be written.
     """
     return write(seen_report(questions, loads, heading=heading), out)
@@ -87,7 +86,6 @@ def seen_report(
 
 
 def _question_block(number: int, q: Shown, picture: str | None) -> Container:
-    """Return a block of the page: a question's picture next to its answer."""
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
     facts += [("Picture", q.told)] if q.told else []
@@ -108,9 +106,8 @@ def write_pictures(
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: those shown to the model, with its answers. patches: for a union of experts, which
-      patches each expert processes: path of a layer -> (pictures, experts, rows, columns) bool,
-      from `taken_patches`.
+    patches: for a union of experts, which patches each expert processes: path of a layer ->
+      (pictures, experts, rows, columns) bool, from `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
     return write(pictures_report(pictures, patches), out)
@@ -119,10 +116,7 @@ def write_pictures(
 def pictures_report(
     pictures: Sequence[Shown], patches: Mapping[str, np.ndarray] | None = None
 ) -> Report:
-    """Return the report of a model's answers to pictures.
-
-    pictures, patches: see `write_pictures`.
-    """
+    """Return the report of a model's answers to pictures, see `write_pictures`."""
     patches = patches or {}
     eyebrow, heading = "Predictions", "What the pictures show"
     sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."
@@ -160,14 +154,11 @@ def pictures_report(
 def _expert_pictures(
     picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
-    """Yield a small picture for each expert, in which the patches that it processes are bright.
-
-    picture: the whole picture, never None here; number: its index in `patches`; patches: name of a
-      layer with experts -> (pictures, experts, rows, columns) bool, which patches an expert gets.
-    """
+    """Yield a picture for each expert, in which the patches that it processes are bright."""
     # only questions with a picture come here; the check is for the type
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
+    # a layer with experts: (pictures, experts, rows, columns) bool
     for parts in patches.values():
         masks = parts[number]  # (experts, rows, columns)
         grid = (masks.shape[1], masks.shape[2])
@@ -211,10 +202,7 @@ def lit(
 
 
 def _expert_shares(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
-    """Return the share of each expert of the tokens of each kind (modality), by layer.
-
-    loads: tokens (modalities, experts) by router. A modality without a token has None.
-    """
+    """Return the share of each expert of the tokens of each kind (modality), by layer."""
     tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []

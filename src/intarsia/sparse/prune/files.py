@@ -158,7 +158,6 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -169,10 +168,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _packed_folder(old: Path, new: Path) -> Path:
-    """Convert a folder to "pack-quantized", and return the new one.
-
-    The model is built on the way, since its blocks decide which layers are packed.
-    """
+    """Convert a folder to "pack-quantized", and return the new one."""
     import transformers
 
     with tempfile.TemporaryDirectory() as place:
@@ -184,6 +180,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
             want, fix = "a model of transformers", "Convert it to dense or bitmask."
             raise CheckpointError(str(old / CONFIG), got=named[0], want=want, fix=fix)
+        # built, since its blocks decide which layers are packed
         model = kind.from_pretrained(dense)
         save_sparse(model, new, layout=PACKED)
         for path in dense.iterdir():
@@ -241,7 +238,7 @@ def check_shards(folder: Path) -> None:
 def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by name, from a folder's stored tensors; those with a bitmask are decoded.
 
-    folder: for errors; stored: tensors of its files by name. Raises: CheckpointError.
+    Raises: CheckpointError.
     """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}

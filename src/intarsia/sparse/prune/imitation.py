@@ -142,7 +142,6 @@ def reconstruct(
 
 
 def _convolutions_behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
-    """Return the paths of the 1x1 convolutions that stand behind the blocks."""
     places = {path: place for place, (path, _) in enumerate(pruned.named_modules())}
     end = max((places.get(path, 0) for path, _ in blocks(dense)), default=0)
     within = [path for path, _ in blocks(dense)]

@@ -93,7 +93,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
     """Collect statistics of the layers' inputs in every forward inside the `with`.
 
     Like `observing`, and also for matrices of stacked experts, which get the rows routed to them.
-    layers: by path; needs: names of the statistics, as "hessian" or "square".
+    needs: names of the statistics, as "hessian" or "square".
     Yields the statistics, which forwards update.
     """
     # layers are observed by hooks; experts in a stack have no module of their own to hook
@@ -116,10 +116,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
 
 @contextmanager
 def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
-    """Call `count` in each forward of a mixture, with the routing of its tokens.
-
-    count: function that is given x (T, d), and token and expert (N,) of each pair.
-    """
+    """Call `count` in each forward of a mixture with x (T, d) and each pair's token and expert."""
     original = owner.mix
 
     def mix(x: Tensor, routing: Routing) -> Tensor:
@@ -135,12 +132,9 @@ def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
 
 @contextmanager
 def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
-    """Call `count` in each forward of transformers' experts, with the routing of its tokens.
+    """Call `count` in each forward of transformers' experts, with the routing of its tokens."""
 
-    owner: the experts of a layer; count: function that is given x (T, d), and token and expert (T
-    k,) of each of the T k choices; the number E stands for no expert.
-    """
-
+    # of each of the T k choices; the number E stands for no expert
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Report the rows of a call and the expert of each choice."""
         x, expert, *_ = (*args, *kwargs.values())
@@ -165,12 +159,9 @@ def _count(
     token: Tensor,
     expert: Tensor,
 ) -> None:
-    """Add the inputs of each expert's matrices to their statistics.
-
-    names: (parameter, expert) -> name of the matrix; x: (T, d) tokens; token, expert: (N,), index
-    of the token and number of the expert in each pair.
-    """
-    # padding is routed like any token, and must not count
+    """Add the inputs of each expert's matrices to their statistics."""
+    # x: (T, d); token, expert: (N,) of each pair; names: (parameter, expert) -> the matrix.
+    # Padding is routed like any token, and must not count.
     if observed.mask is not None and observed.mask.numel() == len(x):
         real = observed.mask.flatten().to(x.device)[token]
         token, expert = token[real], expert[real]
@@ -193,10 +184,7 @@ def _count(
 
 
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
-    """Compute the input of an expert's last matrix, `down`.
-
-    rows: (N, d), tokens of the expert. Returns (N, h).
-    """
+    """Compute the input of an expert's last matrix, `down`: (N, d) -> (N, h)."""
     if isinstance(owner, StackedExperts):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))
     name = "gate_up_proj" if owner.has_gate else "up_proj"

@@ -51,8 +51,7 @@ def packable(model: nn.Module) -> dict[str, nn.Linear]:
 def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Pack the layers' weights as int4; return tensors by name, and the quantisation config.
 
-    model: of transformers. Raises: MissingExtra without compressed-tensors; TargetError as
-    `packable`.
+    Raises: MissingExtra without compressed-tensors; TargetError as `packable`.
     """
     try:
         import compressed_tensors.compressors as compressors  # pyright: ignore[reportMissingImports]

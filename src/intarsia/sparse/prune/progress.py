@@ -66,11 +66,7 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Open the record of the blocks that were edited so far, or begin one.
-
-        resume: continue with the blocks in `out`.
-        Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
-        """
+        """Open the record of the blocks that were edited so far, or begin one."""
         self.out, self.identity, self.report = out, dict(identity), report
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []
@@ -112,10 +108,7 @@ class Kept:
         return self
 
     def note(self, stop: Stop) -> None:
-        """Save a block's weights in a file or in memory before they are edited, to undo the edit.
-
-        stop: the block and its layers.
-        """
+        """Save a block's weights, in a file or in memory, to undo an edit of them."""
         weights = {path: m.stored for path, m in stop.layers.items()}
         backup: Mapping[str, torch.Tensor] | Path = weights
         if self.out is None:
@@ -175,11 +168,7 @@ class Kept:
     def finished(
         self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, figures: Mapping[str, Any]
     ) -> None:
-        """Record a finished block, write its weights and the hidden states, and report a line.
-
-        stop: the block and its layers; rows: a row of the table for each layer; flow: hidden states
-        behind the block; figures: {"error", "seconds"} of the block.
-        """
+        """Record a finished block, write its weights and the hidden states, and report a line."""
         number = len(self.blocks)
         block: dict[str, Any] = {"block": stop.path, **figures, "layers": rows, "sha256": ""}
         if self.out is not None:

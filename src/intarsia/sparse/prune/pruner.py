@@ -47,8 +47,8 @@ class Keeping(NamedTuple):
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
         """Open or begin the record of a run in the folder of these options.
 
-        method: the pruner or packer; host: the model; its fingerprint is recorded; seed: of
-        the run; decided: further settings that a resumed run must share.
+        host: the model; its fingerprint is recorded; decided: further settings that a resumed run
+        must share.
         """
         # a run may be resumed only with the same method, settings, seed, model and data
         identity = {
@@ -114,15 +114,15 @@ class Pruner(Change):
     ) -> tuple[Partition, Tensor]:
         """Choose which weights of a layer stay, and compute its new weight.
 
-        name: path of the layer; weight: (out, in); statistics: of its inputs on calibration data;
-        generator: for methods that draw.
+        weight: (out, in); statistics: of its inputs on calibration data; generator: for methods
+        that draw.
         Returns the partition, in which part 0 stays, and the new weight (out, in).
         """
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Find the layers and check the calibration data; nothing is pruned.
 
-        host: the model; batches: calibration data; seed: recorded, it fixes the draws of `apply`.
+        seed: recorded, it fixes the draws of `apply`.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no data where the method reads some, or too little; ShapeError for a pattern
         that does not divide a layer's inputs.
@@ -191,7 +191,7 @@ class LayerPruner(Pruner):
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
     """Prune the blocks of a model one after another; return a row of the table for each layer.
 
-    host: changed in place; method: the pruner; plan: calibration data, seed and output folder.
+    host: changed in place; plan: calibration data, seed and output folder.
     """
     stops = stops_of(host, method.layers)
     keeping = Keeping(plan.out, plan.resume, plan.report)
@@ -212,8 +212,7 @@ def edit_block(
 ) -> list[dict[str, Any]]:
     """Prune the layers of one block in place; return a row of the table for each.
 
-    method: the pruner; seed: fixes its draws; path: of the block, unused here; layers: by path;
-    statistics: of each layer's inputs, by path.
+    path: of the block, unused here; statistics: of each layer's inputs, by path.
     """
     rows: list[dict[str, Any]] = []
     for name, layer in layers.items():
@@ -253,7 +252,7 @@ def _masked_only(
 def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
     """Return ||(W' - W) X|| / ||W X||, the relative error of a layer's outputs.
 
-    weight: W, (out, in); new: W'; statistics: with the second moment of the inputs X.
+    weight: W, (out, in); statistics: with the second moment of the inputs X.
     """
     # ||D X||^2 = N trace(D M D^T) with the second moment M = X X^T / N: no inputs are stored
     moment = statistics.second_moment.to(weight.device, torch.float32)
@@ -436,7 +435,6 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
     """Count the bytes of the pruned layers' weights: {"dense", "bitmask"}.
 
     "dense" as they are in memory, "bitmask" as `formats.Bitmask` would store them.
-    stops: blocks with the pruned layers.
     """
     dense = packed = 0
     for layer in (m for stop in stops for m in stop.layers.values()):
@@ -452,7 +450,6 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
 def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
     """Count the bytes of each part of the model, with pruned layers stored as bitmasks.
 
-    stops: blocks with the pruned layers.
     Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other". The file
     has the sum of all but "zeros left out", which is what pruning saves.
     """

@@ -31,7 +31,7 @@ class MaskPruner(LayerPruner):
     ) -> tuple[Partition, Tensor]:
         """Return the weights that stay, and the weight with zeros in all other entries.
 
-        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
+        generator: unused, nothing is drawn.
         """
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
         # a pattern n:m chooses inside each m inputs; without one the largest scores stay
@@ -137,7 +137,6 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
-    """Build the catalogue entry of a pruner."""
     return Card(
         key,
         kind="change",

@@ -21,7 +21,6 @@ OF_TRAINING = 128  # number of training samples that are taken for calibration
 def check_rows(batches: Sequence[Any]) -> None:
     """Check that there are enough calibration samples, and that texts are long enough.
 
-    batches: as a model takes them.
     Raises: DataError for none, for a batch that is no tensor, and for too few or too short ones.
     """
     for batch in batches:
@@ -40,10 +39,7 @@ def check_rows(batches: Sequence[Any]) -> None:
 
 
 def check_tensors(inputs: Any) -> None:
-    """Check that all inputs of a batch are tensors, not texts, for example.
-
-    inputs: a tensor, or a mapping of them. Raises: DataError.
-    """
+    """Check that all inputs of a batch are tensors, not texts, for example.  Raises: DataError."""
     for name, value in _named_tensors(inputs).items():
         if not isinstance(value, Tensor):
             got = f"{f'{name!r}, ' if name else ''}a {type(value).__name__}"
@@ -78,8 +74,7 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
     """Group calibration samples into batches that a model takes; equal shapes are stacked.
 
     calib: a tensor (N, ...), a data set or a list of samples ({"input_ids": (T,)}, or (input,
-    label)), or batches already, in a list, a data loader or another iterable; size: samples of a
-    batch.
+    label)), or batches already, in a list, a data loader or another iterable.
     Raises: DataError for anything else.
     """
     if isinstance(calib, Tensor):
@@ -114,7 +109,6 @@ class Numbered(Protocol):
 
 
 def _list_items(calib: Any) -> list[Any]:
-    """Return the items of a data set or iterable as a list."""
     by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."

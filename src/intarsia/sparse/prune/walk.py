@@ -54,9 +54,9 @@ def walk_blocks(
 ) -> list[dict[str, Any]]:
     """Edit each block in order, with statistics of its inputs; return the rows that `edit` returns.
 
-    model: changed in place; stops: the blocks; batches: calibration data, as the model takes it.
-    edit: function (path of the block, its layers, statistics of their inputs) -> a row for each
-    layer; it changes the weights.
+    model: changed in place; batches: calibration data, as the model takes it. edit: function (path
+    of the block, its layers, statistics of their inputs) -> a row for each layer; it changes the
+    weights.
     needs: statistics to collect, see `Statistics.of`; empty = no forward at all.
     kept: record of finished blocks and hidden states, from which an interrupted run resumes.
     by_layer: statistics of a layer come from inputs behind the edited layers before it in its
@@ -103,8 +103,8 @@ def walk_blocks(
 def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Mapping[str, Matrix]]:
     """Group layers by the order in which a forward calls them; equal inputs make a group.
 
-    layers: by path; run: computes the forward. Experts' `down` comes after their gate and up, since
-    it reads their outputs; layers that are not called come last.
+    Experts' `down` comes after their gate and up, since it reads their outputs; layers that are not
+    called come last.
     """
     calls: list[tuple[nn.Module, Any]] = []
 
@@ -231,7 +231,6 @@ def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> 
 
     Returns a `Chain` if each block is given the very tensor that the one before it returned, else
     `Whole`, which runs the whole model for each block.
-    stops: the blocks; batches: calibration data.
     """
     # convolutional blocks change the number of channels
     if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):
@@ -257,8 +256,8 @@ def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> 
 def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ...], Any]]]:
     """Record the arguments of each block inside the `with`; blocks return their input unchanged.
 
-    stops: the blocks. Yields a list that a forward fills with (hidden state, other positional
-    arguments, keywords) of each block.
+    Yields a list that a forward fills with (hidden state, other positional arguments, keywords) of
+    each block.
     """
     calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
     tail: list[tuple[Any, ...] | None] = []
@@ -283,12 +282,10 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
 
 
 def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
-    """Return a new `forward` for a block, which calls a replacement with block and original."""
     return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 
 def _restore_forward(block: nn.Module, replaced: Any) -> None:
-    """Undo the replacement of a block's `forward`."""
     if replaced is None:
         del block.forward
     else:

@@ -51,8 +51,8 @@ def lowered(
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
-    in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
-    size that it will see; kxk: as of `Cluster`.
+    in one call. example: (1, 3, H, W), a picture of the size that it will see; kxk: as of
+    `Cluster`.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
@@ -69,7 +69,6 @@ def choose_forms(
 ) -> Forms:
     """Choose how the weight of each 1x1 and k x k convolution is stored.
 
-    clusters: runs of layers that native kernels compute.
     rows: rows of a block in all layers; None = measure each layer on this machine, and take the
     form that is fastest.
     codings: of the values of each cluster, if 1x1 convolutions are computed on codes.
@@ -99,10 +98,7 @@ def key_of(layer: DenseStep) -> str:
 def _choose_form(
     layer: DenseStep, shape: tuple[int, ...], rows: int | None, source: Coding | None
 ) -> Form:
-    """Choose how the weight of one layer is stored.
-
-    shape: (channels, height, width) of its input.
-    """
+    """Choose how the weight of one layer is stored; shape: (channels, height, width) it reads."""
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
@@ -132,10 +128,7 @@ def _choose_form(
 
 
 def _stored_columns(weight: Tensor, rows: int, inputs: int) -> int:
-    """Count the (block, inputs) pairs with a weight that is not 0, which blocks of rows must store.
-
-    weight: (out, in, ...).
-    """
+    """Count the (block, inputs) pairs with a weight that is not 0, which blocks must store."""
     return len(RowBlocks(rows, inputs).encode(weight)["channels"]) if rows else 0
 
 
@@ -160,7 +153,6 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 def _steps_of(
     cluster: Cluster, forms: Forms, codings: Codings | None
 ) -> list[tuple[DenseStep, ProgramStep]]:
-    """Return the steps of a cluster, each with the layer that it computes."""
     if codings is None:
         return [(layer, step_of(layer, forms.get(key_of(layer)))) for layer in cluster.layers]
     with_form = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
@@ -176,7 +168,7 @@ def _steps_of(
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
     """Turn a layer into a step of a native program, with its weight stored in a form.
 
-    layer: still dense; form: storage of its weight, None for layers without one, such as a sum.
+    form: storage of its weight, None for layers without one, such as a sum.
     """
     tensors, rows, reads = dict(layer.tensors), 1, 0
     if form is not None and form.rows:
@@ -190,7 +182,6 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
 
 
 def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """Resize the stored tensors to the number of columns that the plan records."""
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
     name = "codes" if "codes" in stored else "values"
@@ -208,9 +199,8 @@ def rewritten(
 ) -> ChwNet:
     """Build a net in which one `ChwCluster` module computes each run of adjacent layers.
 
-    net: the original, with which all other layers are shared; graph: its trace by torch.fx.
-    clusters: runs of layers that native kernels compute in one call; forms: key of a layer -> how
-    its weight is stored.
+    net: the original, with which all other layers are shared. forms: key of a layer -> how its
+    weight is stored.
     batches: accept several pictures in one call, computed one after the other; False = one picture.
     codings: of the values of each cluster that is computed on codes; none = all numbers.
     """
@@ -245,20 +235,16 @@ def rewritten(
 
 
 def _is_outside(cluster: Cluster, user: fx.Node) -> bool:
-    """Return True if a node that reads a value is not part of the cluster."""
     return user not in cluster.values
 
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
-    """Return one of a cluster's several outputs."""
     return values[number]
 
 
 def _reshape(graph: fx.GraphModule, result: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
-    """Insert a node that gives a cluster's output the number of axes which its readers expect.
-
-    A pooled vector may be (1, C) or (1, C, 1, 1).
-    """
+    """Insert a node that gives a cluster's output the axes that its readers expect."""
+    # a pooled vector may be (1, C) or (1, C, 1, 1)
     wide, axes = (len(n.meta["shape"]) for n in (node, first))
     if wide == axes:
         return result

@@ -34,15 +34,9 @@ class ChwCluster(nn.Module):
         outputs: Mapping[int, int],
         batches: bool = False,
     ) -> None:
-        """Register the weights of the steps as buffers.
-
-        steps: the layers in the order in which they are computed; names: their names in the plan.
-        inputs: numbers of the values that the cluster reads, in the order of `forward`'s arguments.
-        outputs: number of each value that is returned -> how many axes it has in the net, 2 or 4.
-        batches: accept several pictures in one call.
-        """
         super().__init__()
         self.steps, self.names, self.batches = tuple(steps), tuple(names), batches
+        # values to read, in `forward`'s order; value to return -> its axes in the net, 2 or 4
         self.inputs, self.outputs = tuple(inputs), dict(outputs)
         for i, step in enumerate(self.steps):
             for name, tensor in step.weights.items():

@@ -41,7 +41,7 @@ def codings_of_clusters(
     """Choose for each cluster which values are codes, and how, by what pictures make of them.
 
     A value's range is from the least to the largest of its numbers in all pictures, and holds 0.
-    graph: trace of the net; clusters: its runs of layers; pictures: (n, C, H, W), about a hundred.
+    pictures: (n, C, H, W), about a hundred.
     Returns for each cluster the number of a value -> its coding; other values stay float32.
     """
     reader = _RangeReader(graph, clusters)
@@ -145,9 +145,8 @@ def coded_steps(
 ) -> list[tuple[DenseStep, ProgramStep]]:
     """Return the steps of a cluster on codes, each with the layer that it computes.
 
-    cluster: layers with dense weights; codings: of its values; rows: number of a 1x1 or k x k
-    layer's result -> rows of a block. A value that is encoded before a layer reads it has a step of
-    its own, and a number behind the cluster's numbers.
+    rows: number of a 1x1 or k x k layer's result -> rows of a block. A value that is encoded before
+    a layer reads it has a step of its own, and a number behind the cluster's numbers.
     """
     staying = _values_kept_as_codes(cluster)
     steps: list[tuple[DenseStep, ProgramStep]] = []
@@ -173,8 +172,7 @@ def coded_step(
 ) -> ProgramStep:
     """Turn a layer into a step with its result, and perhaps its weight, in codes.
 
-    layer: with a dense weight; rows: of a block of a convolution that is not depthwise; coding: of
-    the result, None = float32; on_codes: the weight is in codes.
+    rows: of a block of a convolution that is not depthwise; coding: of the result, None = float32.
     """
     tensors, reads = dict(layer.tensors), 0
     if on_codes:

@@ -39,11 +39,7 @@ class ChwNet(nn.Module):
     """
 
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
-        """Copy the calls of a traced graph to a list, which `forward` carries out in order.
-
-        graph: trace of the net, in which clusters have replaced layers already; net: the original;
-        its attributes that timm reads are copied.
-        """
+        """Copy the calls of a traced graph to a list, which `forward` carries out in order."""
         super().__init__()
         # results are kept in one list, so that a net needs no graph to run or to be pickled
         numbers = {node: i for i, node in enumerate(graph.graph.nodes)}
@@ -64,7 +60,6 @@ class ChwNet(nn.Module):
         self.train(net.training)
 
     def _register_target(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
-        """Register the module, buffer or parameter that a node of the graph uses."""
         if node.op == "call_module":
             self.add_module(name, graph.get_submodule(str(node.target)))
             return

@@ -176,7 +176,7 @@ def packing(
 ) -> Packing:
     """Build the plan of a change with stored tensors that are computed already.
 
-    change: the settings; seed: recorded with them; shapes: path -> (out, in) of each layer.
+    shapes: path -> (out, in) of each layer.
     stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
     JSON.
     """
@@ -250,7 +250,7 @@ def compress(
 def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     """Return the linear layers that a format can store, by path.
 
-    host: the model; layers: globs of paths, none = all linear layers inside the blocks.
+    layers: globs of paths, none = all linear layers inside the blocks.
     Raises: TargetError if there is none.
     """
     # layers of the blocks, and those outside that a glob names in full
@@ -282,10 +282,7 @@ def _checked(path: str, matrix: Matrix) -> Tensor:
 def _second_moments(
     host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
-    """Collect second moments of the layers' inputs, for a format that needs them.
-
-    Returns path -> (in,) mean of x^2, or (in, in) mean of x x^T if the format needs the Hessian.
-    """
+    """Collect the second moments of layers' inputs that a format needs, by path."""
     if not form.needs:
         return {}
     if not batches:
@@ -298,6 +295,7 @@ def _second_moments(
         for batch in batches:
             inputs = inputs_of(batch)
             host(**inputs) if isinstance(inputs, Mapping) else host(inputs)
+    # (in, in) mean of x x^T, or (in,) mean of x^2
     full, collected = "hessian" in form.needs, statistics.found
     return {
         path: collected[path].second_moment if full else collected[path].mean_square
@@ -351,11 +349,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _replaced_linear(modules: Mapping[str, nn.Module], path: str, shape: tuple[int, ...]) -> Any:
-    """Return the plain linear layer at a path, which a packed one is to replace.
-
-    modules: of the model, by path.  shape: (out, in) that the plan records. Raises: CheckpointError
-    for another layer or shape.
-    """
+    """Return the plain linear layer at a path, of shape (out, in), which a packed one replaces."""
     layer = modules.get(path)
     if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):
         sizes = tuple(layer.weight.shape)
@@ -368,7 +362,6 @@ def _replaced_linear(modules: Mapping[str, nn.Module], path: str, shape: tuple[i
 
 
 def _damaged(path: str, got: str) -> CheckpointError:
-    """Build the error for a description that no format would write."""
     want, fix = "what a format stores of it", "Copy the folder again from its source."
     return CheckpointError(f"packed layer {path!r}", got=got, want=want, fix=fix)
 

@@ -237,7 +237,6 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
 def _named_experts(
     keep: Mapping[str, Sequence[int]], places: MixturePlaces
 ) -> dict[str, list[int]]:
-    """Check the experts that a user names, and return them as lists of int."""
     if unknown := sorted(keep.keys() - set(places.paths)):
         got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
         raise ConfigError("keep", got=got, want=f"paths among {list(places.paths)}", fix=fix)

@@ -71,8 +71,7 @@ def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: 
 def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
     """Return the path of the module registered directly after a layer, "" for none.
 
-    path: of the layer; width: if given, only a batch norm with weights of that many channels
-    counts.
+    width: if given, only a batch norm with weights of that many channels counts.
     """
     owner, _, name = path.rpartition(".")
     names = list(host.get_submodule(owner)._modules)
@@ -84,16 +83,13 @@ def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
 
 
 def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
-    """List the linear layers and convolutions with their paths."""
     return [(p, m) for p, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
 def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield each layer that "wide" changes: its path, its new number of inputs and of outputs.
-
-    Widths grow by density^-1/2, so that a share `density` of the wider weight has as many non-zero
-    weights as the dense one had; in transformers only the hidden units of MLPs grow.
-    """
+    """Yield each layer that "wide" changes: its path, its new number of inputs and of outputs."""
+    # widths grow by density^-1/2: a share `density` of the wider weight has as many weights as
+    # the dense one had; in transformers only the hidden units of MLPs grow
     if of_tokens(host):
         yield from _mlp_widths(host, density)
         return
@@ -126,7 +122,6 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new number of inputs of a layer that reads layers which become wider."""
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:
@@ -192,9 +187,8 @@ def widen(
 ) -> dict[str, int]:
     """Widen layers and batch norms in place, with new random weights.
 
-    host: the model; density: share of weights that will not be zero, which fixes the widths.
-    layers: path -> number of non-zero weights that the layer is to have; returned as they are.
-    draws: random generator.
+    density: share of weights that will not be zero, which fixes the widths. layers: path -> number
+    of non-zero weights that the layer is to have; returned as they are.
     """
     is_transformer = of_tokens(host)
     config: Any = config_of(host)
@@ -278,13 +272,11 @@ def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> 
 
 
 def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by q = 1 / density branches of its shape, each with a norm, which are summed.
-
-    Each branch will be sparse, so that all have together as many weights as the dense layer.
-    """
+    """Replace a layer by q = 1 / density branches of its shape, each with a norm, summed."""
     layer: Any = host.get_submodule(path)
     outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
-    # the weights of the dense layer are dealt out evenly, so that FLOPs stay as they were
+    # each branch will be sparse; together they have as many weights as the dense layer, dealt out
+    # evenly, so that FLOPs stay as they were
     counts = [total // branches + (i < total % branches) for i in range(branches)]
     std = _output_deviation(layer) / math.sqrt(total / branches / outs)
     layers = [_with_outputs(layer, outs, draw, std, bias=True) for _ in range(branches)]
@@ -362,7 +354,7 @@ def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) ->
 def sparsify_layer(path: str, layer: Any, count: int, draw: torch.Generator) -> None:
     """Set all but `count` weights of a layer to 0, at random, in place.
 
-    path: of the layer, for a warning if rows keep less than one weight on average; draw: generator.
+    path: of the layer, for a warning if rows keep less than one weight on average.
     """
     row_weights = count / len(layer.weight)
     if row_weights < 1:

@@ -216,10 +216,8 @@ def ungrouped(weight: Tensor, groups: int) -> Tensor:
 
 
 def _step_weight(weight: Tensor, kind: str) -> Tensor:
-    """Reshape a convolution's weight as kernels read it.
-
-    kind: "depthwise" -> (channels, k, k), "linear" -> (out, in), others stay (out, in, k, k).
-    """
+    """Reshape a convolution's weight as kernels read it."""
+    # "depthwise" -> (channels, k, k), "linear" -> (out, in), others stay (out, in, k, k)
     if kind == "depthwise":
         return weight[:, 0].contiguous()
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()
@@ -379,7 +377,6 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
 
 
 def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
-    """Add the largest number of each window to a cluster."""
     sides: list[int] = []
     for numbers in (pool.kernel_size, pool.stride, pool.padding):
         several = (numbers,) if isinstance(numbers, int) else tuple(numbers)

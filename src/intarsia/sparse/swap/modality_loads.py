@@ -19,7 +19,6 @@ from ...hosts.anatomy.compare import call
 def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     """Count the tokens of each modality that each expert gets in evaluation, see `expert_loads`.
 
-    model: that sees or hears, with routers; batches: as the model takes them.
     Returns path of each router -> (modalities, experts) int64, in the order of `MODALITIES`.
     Raises: ConfigError for no batch, a model without routers, or one that does not say which
     modality a token is of.

@@ -158,9 +158,8 @@ def train_experts(
 ) -> list[float]:
     """Train a dense model's weights, each token with the units of the expert chosen by the gate.
 
-    masks: path of an MLP -> (experts, hidden units) bool; batches: of text, drawn by the seed;
-    steps: how many AdamW takes at rate lr; report: is given a line of text. The gate stays as it
-    is. The loss is the next token's; padding does not count.
+    masks: path of an MLP -> (experts, hidden units) bool. The gate stays as it is. The loss is the
+    next token's; padding does not count.
     Returns the losses.
     """
 
@@ -316,7 +315,6 @@ def extract(
 
 
 def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
-    """Check paths and shapes of the masks before an MLP is replaced."""
     expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
     if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:

@@ -43,8 +43,7 @@ def mlps(model: nn.Module) -> dict[str, DenseMlp]:
 def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Compute the mean magnitude of every MLP's hidden units over texts; path -> (h,) float64.
 
-    model: dense; batches: texts, as its arguments. The hidden units are the input of the MLP's last
-    layer. Padding does not count.
+    The hidden units are the input of the MLP's last layer. Padding does not count.
     Raises: DataError for no tokens.
     """
     total: dict[str, Tensor] = {}

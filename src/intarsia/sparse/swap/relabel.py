@@ -74,7 +74,6 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
 
 
 def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module, nn.Module]:
-    """Return the block around the experts, and its gate."""
     return model.get_submodule(experts.path.rpartition(".")[0]), stock_gate(model, experts.path)
 
 
@@ -105,9 +104,9 @@ def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
 def write_relabelled(source: str, target: str | Path, placement: Placement) -> Path:
     """Write a stock checkpoint of transformers with the experts in a placement's order.
 
-    source: a folder of save_pretrained; target: a new folder. The type of the weights stays,
-    tokenizer and configuration are copied, and `placement.json` has the order and the SHA-256 of
-    the source's files: `relabel(model, order.argsort(1))` gives their very bits back.
+    The type of the weights stays, tokenizer and configuration are copied, and `placement.json` has
+    the order and the SHA-256 of the source's files: `relabel(model, order.argsort(1))` gives their
+    very bits back.
 
     Raises: AssetError for a folder that cannot be opened; as `relabel`.
     """

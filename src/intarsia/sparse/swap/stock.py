@@ -72,7 +72,6 @@ def gated_experts(model: nn.Module) -> dict[str, StockExperts]:
 def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertInputs]:
     """Record inputs and routing of every layer's experts on calibration data.
 
-    model: a sparse model of transformers; batches: mappings of keywords that it is called with.
     Returns path of the experts -> the first 2048 tokens with their routing.
     """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -173,7 +172,7 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
     2. In each cluster, match every expert's hidden units to the most used expert's by the
     Hungarian method, and average them, weighted by the experts' tokens. The most used expert's row
     of the gate stays.
-    model: a sparse model of transformers; inputs: see `expert_inputs`.
+    inputs: see `expert_inputs`.
     """
     stock = gated_experts(model)
     kept_experts: dict[str, list[int]] = {}
@@ -207,10 +206,8 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 
 
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
-    """Replace one expert by the mean of several, weighted by their tokens, in place.
-
-    load: (E,), tokens of each expert.
-    """
+    """Replace one expert by the mean of several, weighted by their tokens, in place."""
+    # load: (E,), tokens of each expert
     units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
     for e in members:
@@ -281,7 +278,7 @@ def factors(weight: Tensor, x: Tensor, energy: float) -> tuple[Tensor, Tensor] |
 def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
     """Skip, inside the `with`, a token's second expert if its gate weight is relatively small.
 
-    The first expert then has the weight of both. model: routes each token to two experts.
+    The first expert then has the weight of both.
     below: path of the experts -> threshold for the ratio of second to first weight, such as its
     median on calibration text. Skipped experts are not computed under
     set_experts_implementation("eager").

@@ -72,10 +72,7 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 
 
 def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
-    """Return the path of the list that holds all blocks and nothing else, and the blocks.
-
-    The blocks come as (path, module). Raises: TargetError for a model without such a list.
-    """
+    """Return the path of the list of all blocks and nothing else, and the blocks by path."""
     all_blocks = blocks(model)
     containers = {path.rpartition(".")[0] for path, _ in all_blocks}
     container = next(iter(containers)) if len(containers) == 1 else None

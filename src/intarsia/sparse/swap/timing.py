@@ -23,7 +23,7 @@ Pairs = Mapping[str, tuple[Matrix, Mapping[str, Tensor]]]
 def check_faster(form: Format, pairs: Pairs, *, refuse: bool = True) -> None:
     """Check that the layers' products take less time packed than dense on this machine.
 
-    form: the format; pairs: path -> (the dense layer, its stored tensors); refuse: False = warn.
+    pairs: path -> (the dense layer, its stored tensors); refuse: False = warn.
     Raises: ConfigError if they take at least as long.
     """
     dense, packed = pass_seconds(form, pairs)
@@ -48,9 +48,9 @@ def check_faster(form: Format, pairs: Pairs, *, refuse: bool = True) -> None:
 def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
     """Measure the seconds of all layers' products, dense and packed, with one row of inputs each.
 
-    All layers run one after the other, dense and packed in turns, so that caches hold the same
-    data as in the model. form: the format; pairs: path -> (dense layer, its stored tensors);
-    repeats: turns; their median counts.
+    All layers run one after the other, dense and packed in turns, so that caches hold the same data
+    as in the model. pairs: path -> (dense layer, its stored tensors); repeats: turns; their median
+    counts.
     Returns (dense, packed): CPU time with one thread, elapsed time with several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []

@@ -98,7 +98,6 @@ class UnionOfExperts(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the settings, and turn `parts` and `layers` into tuples.  Raises: ConfigError."""
         for name in ("parts", "layers"):
             if (value := getattr(self, name)) is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)
@@ -116,7 +115,6 @@ class UnionOfExperts(Change):
         return frozenset({"outputs"} if exact else ())
 
     def _gate(self, experts: int, always: int = 0) -> UnionGate:
-        """Return the settings of the router of one attention or MLP."""
         share, select = self.active / self.experts, self.select or "tokens"
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
@@ -223,17 +221,13 @@ def recompose(model: nn.Module) -> nn.Module:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Check that no attention or MLP of a model was cut into experts before.
-
-    Raises: TargetError.
-    """
+    """Check that no attention or MLP was cut into experts before.  Raises: TargetError."""
     if any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
         got, fix = "one that was cut into experts before", "Start from a fresh copy of it."
         raise TargetError("model", got=got, want="a dense model", fix=fix)
 
 
 def _mlp_name(path: str, block: nn.Module) -> str:
-    """Return the path of the MLP inside its block."""
     place = mlp_place(block)
     assert place is not None
     if place.emptied:
@@ -253,7 +247,6 @@ def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
 
 
 def _module_at(host: nn.Module, path: str) -> nn.Module:
-    """Return the module at a path that a plan names."""
     try:
         return host.get_submodule(path)
     except AttributeError as error:
@@ -263,7 +256,6 @@ def _module_at(host: nn.Module, path: str) -> nn.Module:
 
 
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an attention and their router."""
     heads = heads_of(path, old)
     check_heads(path, heads.count, gate.experts)
     like = next(old.parameters())
@@ -295,7 +287,6 @@ def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
 
 @torch.no_grad()
 def _mlp_from(union: UnionMlp) -> nn.Module:
-    """Build a plain MLP from the union of experts that replaced it, with its present weights."""
     mlp: Any = copy.deepcopy(union.shell[0])
     children = {n for n, m in mlp.named_children() if type(m) is not nn.Identity}
     dialect = next(d for d in DIALECTS if d.fits(children))

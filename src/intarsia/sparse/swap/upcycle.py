@@ -271,7 +271,6 @@ def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> N
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks with MLPs to be replaced, and their paths."""
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -285,7 +284,6 @@ def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple
 
 
 def _place(block: nn.Module) -> MlpPlace:
-    """Return the place of the MLP in a block that has one."""
     place = mlp_place(block)
     assert place is not None
     return place
@@ -298,16 +296,12 @@ def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
 
 
 def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a path of a block."""
     owner, _, name = path.rpartition(".")
     setattr(block.get_submodule(owner), name, module)
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in settings that a router leaves open with the settings of the host's own gates.
-
-    chosen_blocks: (path, block); router: the settings; returned as they are if no block has a gate.
-    """
+    """Fill in settings that a router leaves open with the settings of the host's own gates."""
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -322,7 +316,6 @@ def passes_state(router: RouterConfig) -> bool:
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    """Return the number of experts of each of n layers."""
     experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
@@ -335,10 +328,7 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed depending on later ones.
-
-    chosen_blocks: (path, block).
-    """
+    """Check that no token of a decoder is routed depending on later ones."""
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     # a decoder is known by the flags of its attentions
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)

@@ -59,7 +59,7 @@ def chosen(
     """Return `task`, or for None the default task of the dataset.
 
     A default task is made with the recipe's settings for labels (class weights, smoothing ...).
-    recipe: settings of the training; classes: names of the classes, None = the dataset has them.
+    classes: names of the classes, None = the dataset has them.
     Raises: ConfigError where the recipe has such a setting and the task cannot use it.
     """
     settings = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}

@@ -170,10 +170,8 @@ def weighted() -> ConfigError:
 
 
 def _loss_by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean loss, each task's images by the logits of that task's classes alone.
-
-    logits: (B, C); target: (B,).
-    """
+    """Compute the mean loss, each task's images by the logits of that task's classes alone."""
+    # logits: (B, C); target: (B,)
     task, place = _task_of_class(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
@@ -206,10 +204,7 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
 
 
 def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the task of each class, and its place among the classes of that task, (C,) both.
-
-    logits: (..., C).
-    """
+    """Return the task of each class, and its place among the classes of that task, (C,) both."""
     # a partition of the classes: each in one group, and once
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):

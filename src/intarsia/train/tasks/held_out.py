@@ -50,7 +50,6 @@ class HeldOut(NextItem):
 def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     """Let the model compute its own loss: model(x, target) -> named losses, which are added.
 
-    x: inputs of the batch; loss_of: has the target, and is the loss in evaluation.
     Raises: DataError for a task without a target.
     """
     if not isinstance(loss_of, TargetLoss):

@@ -40,7 +40,6 @@ class Pairs(Task):
     k: int = 10
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
         above("temperature", self.temperature, 0)
         at_least("k", self.k, 1)
         if self.group is not None:
@@ -70,10 +69,8 @@ class Pairs(Task):
         return TargetLoss(self._info_nce, batch[1], divergence=self._divergence)
 
     def _groups(self, output: Tensor) -> list[Tensor]:
-        """Return, for each group, the similarities (g, g) of queries and documents / temperature.
-
-        output: (2B, d), vectors of the queries, then of the documents.
-        """
+        """Return the similarities (g, g) of queries and documents / temperature, by group."""
+        # output: (2B, d), vectors of the queries, then of the documents
         queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
         size = self.group or max(1, len(queries))
         both = zip(queries.split(size), documents.split(size), strict=True)
@@ -82,11 +79,8 @@ class Pairs(Task):
             return [q @ d.T / self.temperature for q, d in both]
 
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
-        """Compute InfoNCE in both directions, with the other pairs of a group as negatives.
-
-        output: (2B, d), vectors of the queries, then of the documents; target: (B,); only
-          its length is used. Returns the mean over the B pairs.
-        """
+        """Compute InfoNCE in both directions, with the other pairs of a group as negatives."""
+        # output: (2B, d), vectors of the queries, then of the documents
         total = output.new_zeros(())
         for near in self._groups(output):
             # the right document of query i is document i of its group
@@ -96,10 +90,8 @@ class Pairs(Task):
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-        """Compute the mean KL divergence of a query's distribution over its group's documents.
-
-        target, output: (2B, d), vectors of two passes; detach: no gradient for the target.
-        """
+        """Compute the mean KL divergence of a query's distribution over its group's documents."""
+        # target, output: (2B, d), vectors of two passes
         count = len(output) // 2
         groups = zip(self._groups(target), self._groups(output), strict=True)
         parts = [
