@@ -9,7 +9,7 @@ import pytest
 
 from intarsia.core.errors import ConfigError
 from intarsia.placement import Belady, Cache, replay
-from intarsia.placement.cache import Key, PolicyConfig, most_used
+from intarsia.placement.cache import Key, PolicyConfig, Residency, most_used
 from intarsia.placement.describe import demand
 from intarsia.placement.policies import Expected, Lfu, Lru, NextUse
 
@@ -131,6 +131,28 @@ def test_the_next_use_is_expected_from_decayed_shares_and_the_way_to_the_layer()
         always.began()
         always.asked(0, experts)
     assert [always.chance((0, e)) for e in (0, 1)] == [0.75, 0.25]
+
+
+def test_a_policy_is_of_the_layers_and_experts_of_its_model() -> None:
+    for policy in (*(p.build(2, 5) for p in POLICIES.values()), Belady(2, 5, [])):
+        assert (policy.layers, policy.experts) == (2, 5)
+
+
+def test_the_rate_of_a_cache_is_of_hits_among_what_was_asked() -> None:
+    counts = Residency(hits=3, loads=1, ahead=7)
+    assert (counts.asks, counts.rate, Residency().rate) == (4, 0.75, 0)
+
+
+def test_what_is_read_ahead_is_counted_and_in_use_until_it_is_given() -> None:
+    cache = Cache(2, Lru().build(1, 4))
+    for expert in (0, 1):
+        assert cache.bring((0, expert)) is not None
+    assert cache.ahead == 2 and cache.bring((0, 0)) is None and cache.loads == 0
+    cache.give((0, 0))
+    cache.give((0, 1))
+    assert not cache.take((0, 1)).load
+    cache.give((0, 1))
+    assert (cache.hits, cache.loads, cache.pinned) == (1, 0, {})
 
 
 def test_the_least_used_goes_and_of_equals_the_least_recent() -> None:
