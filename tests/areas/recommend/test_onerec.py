@@ -189,16 +189,18 @@ def test_a_round_adds_its_preference_to_the_task_s_loss_while_training() -> None
     rounds = PreferenceRounds(
         lambda _, sessions: torch.tensor([0.3, 0.9, 0.1]).expand(len(sessions), 3),
         torch.ones(4, 2, dtype=torch.int64),
-        **{"samples": 3, "beta": 0.5, "weight": 3.0},
+        samples=3,
+        beta=0.5,
+        weight=3.0,
     )
     model.weight.data.fill_(1.0)
     rounds.collect(model, torch.Generator().manual_seed(0))
     model.weight.data.fill_(2.0)
     outcome = rounds(model, torch.zeros(1), TargetLoss(lambda out, _: out, torch.zeros(1)))
     prefer = math.log1p(math.exp(0.5))  # -log sigmoid(beta z)
-    assert float(outcome.loss) == pytest.approx(2 + 3 * prefer)
-    assert float(outcome.parts["preference"]) == pytest.approx(prefer)
-    assert float(outcome.parts["next"]) == 2
+    assert float(outcome.loss.detach()) == pytest.approx(2 + 3 * prefer)
+    assert float(outcome.parts["preference"].detach()) == pytest.approx(prefer)
+    assert float(outcome.parts["next"].detach()) == 2
 
 
 def test_alignment_raises_the_reward(shop: Interactions) -> None:

@@ -165,7 +165,7 @@ def test_a_sampled_softmax_of_all_items_is_the_softmax(
 
 
 def test_the_chance_of_an_item_is_its_share_of_the_events(shop: Interactions) -> None:
-    model: Any = TINY.build(shop, seed=0)
+    model = TINY.build(shop, seed=0)
     want = torch.tensor([0, *shop.popularity()]).float() / len(shop)
     torch.testing.assert_close(model.chance, want)
     assert len(model.questions(shop)) > len(model.samples(shop))
