@@ -139,7 +139,7 @@ def test_a_flattened_map_is_as_wide_as_its_channels(density: float) -> None:
     ("kind", "ratio"), [("wide", 1), ("doped", 1), ("parallel", 1), ("factorised", 0.5**0.5)]
 )
 def test_first_outputs_vary_as_those_of_the_dense_layer(kind: str, ratio: float) -> None:
-    """Of two factors the ReLU between them takes half of the variance."""
+    """The ReLU between two factors takes half of the variance."""
     sizes = (4, 256, 256, 4)
     dense = nn.Sequential(*map(nn.Linear, sizes[:-1], sizes[1:])).requires_grad_(False)
     dense[1].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
@@ -147,8 +147,8 @@ def test_first_outputs_vary_as_those_of_the_dense_layer(kind: str, ratio: float)
     layer: Any = intarsia.apply(copy.deepcopy(dense), change)[1].requires_grad_(False)
     x = torch.randn(400, 512, generator=torch.Generator().manual_seed(1))
     want = dense[1](x[:, :256]).std() * ratio
-    for one in layer.layers if kind == "parallel" else [layer]:
-        y = one(x if kind == "wide" else x[:, :256])
+    for branch in layer.layers if kind == "parallel" else [layer]:
+        y = branch(x if kind == "wide" else x[:, :256])
         assert float(y.std()) == pytest.approx(float(want), rel=0.1)
 
 

@@ -71,7 +71,7 @@ def test_a_use_is_known_up_to_the_last_step_and_layer_of_the_window() -> None:
         policy = LookAhead(2, 3, demand, window)
         policy.began()
         policy.asked(layer, [0])
-        victims.append([policy.victim([(of, 1), (of, 2)]) for of in (0, 1)])
+        victims.append([policy.victim([(depth, 1), (depth, 2)]) for depth in (0, 1)])
     # of unknown uses that are equally likely the last key goes, of known ones the later use
     assert victims == [[(0, 2), (1, 2)], [(0, 1), (1, 2)], [(0, 1), (1, 1)]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -215,3 +216,10 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     with refused(ConfigError, what=field):
         PermutationSearch(**settings)
+
+
+def test_noise_has_the_mean_and_the_spread_of_gumbel_s_distribution() -> None:
+    noise = build(PermutationSearch(TopK(100)))._gumbel()
+    assert noise.shape == (1, 100, 100)
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.08)
+    assert float(noise.std()) == pytest.approx(math.pi / 6**0.5, abs=0.08)
