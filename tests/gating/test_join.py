@@ -24,6 +24,7 @@ from intarsia.gating import (
     join,
     of_samples,
     redraw,
+    rejoin,
     set_ids,
     set_valid,
     start,
@@ -233,3 +234,20 @@ def test_before_step_reaches_every_module_that_changes_along_a_run() -> None:
     assert router.is_final
     with refused(ConfigError, what="step", got=10):
         before_step(model, 10, 10)
+
+
+def test_layers_that_remain_are_numbered_again_in_each_thread_of_its_own() -> None:
+    first, second = (routed(*[Recurrent(4, hidden=3)] * 3, seed=seed) for seed in (0, 1))
+    join(first)
+    join(second)
+    model = nn.Sequential(*first, *second)
+    del model[0]
+    context = rejoin(model)
+    routers = [mixture.router for mixture in model]
+    assert [router.layer for router in routers] == [0, 1, 0, 1, 2]
+    first_cells, second_cells = routers[:2], routers[2:]
+    for some in (first_cells, second_cells):
+        assert len({id(router._cell[0]) for router in some}) == 1
+        assert len({id(router.thread) for router in some}) == 1
+    assert first_cells[0].thread is not second_cells[0].thread
+    assert contexts(model) == [context]

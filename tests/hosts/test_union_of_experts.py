@@ -286,6 +286,18 @@ def test_the_loss_of_the_sizes_by_hand() -> None:
     assert_close(intarsia.gating.aux_loss(router), 0.01 * off.square().mean())
 
 
+@torch.no_grad()
+def test_a_gate_that_learns_from_sizes_computes_the_same_outputs(vit: Any) -> None:
+    """Also with the bias of the last layer, which no expert has."""
+    mlp: Any = cut(vit, 4, 2, gate="sizes").blocks[0].mlp.train()
+    x = torch.randn(2, 10, 24, generator=torch.Generator().manual_seed(1))
+    want = mlp(x)
+    with torch.enable_grad():
+        assert mlp.router.teaches
+        assert_close(mlp(x).detach(), want)
+    assert float(mlp.shared.bias.abs().min()) > 0
+
+
 def test_half_of_the_experts_is_about_half_of_the_operations(vit: Any) -> None:
     x = torch.randn(2, 40, 24)
 

@@ -19,9 +19,15 @@ from intarsia.core.modes import without_caches
 from intarsia.formats import GroupSparse
 from intarsia.formats.packed_linear import PackedLinear
 from intarsia.kernels.gqsa import affine, codes_of
-from intarsia.methods.gqsa.coded import by_compensation, by_rounding, kept_groups
+from intarsia.methods.gqsa.coded import CodedGroups, by_compensation, by_rounding, kept_groups
 from intarsia.methods.gqsa.gqsa import Gqsa
-from intarsia.methods.gqsa.stages import Tuning, language_rows, tuned_block
+from intarsia.methods.gqsa.stages import (
+    ScaleOnlyLinear,
+    Tuning,
+    _layers_replaced,
+    language_rows,
+    tuned_block,
+)
 from intarsia.scores import Statistics, wanda
 from intarsia.sparse.prune.progress import Kept
 from intarsia.sparse.prune.pruner import stops_of
@@ -262,6 +268,35 @@ def test_codes_by_hand() -> None:
     assert (scale.tolist(), zero.tolist(), codes.tolist()) == ([1], [1], [[0, 2, 3]])
     form = GroupSparse(bits=2, group=3)
     assert form.decode(form.encode(weight), weight.shape).tolist() == [[-1, 1, 2]]
+
+
+def test_a_layer_of_scales_is_the_coded_weight_and_only_its_scales_learn() -> None:
+    draw = torch.Generator().manual_seed(0)
+    raw = torch.randn(4, 2, 16, generator=draw)
+    mask = torch.tensor([[True, False], [True, True]]).repeat_interleave(2, 0)
+    parts = (part.view(4, 2) for part in affine(raw.view(8, 16), 4))
+    coded = CodedGroups(GroupSparse(bits=4, group=16), 20, raw, *parts, mask)
+    bias, x = torch.randn(4, generator=draw), torch.randn(3, 20, generator=draw)
+    layer = ScaleOnlyLinear(coded, bias)
+    exact = coded.scale.bfloat16().float()
+    stored = (coded.steps * exact[..., None]).flatten(1)[:, :20]
+    torch.testing.assert_close(layer(x), x @ stored.T + bias)
+    assert [name for name, _ in layer.named_parameters()] == ["share"]
+    layer.share.data.fill_(2.0)
+    torch.testing.assert_close(layer(x), 2 * x @ stored.T + bias)
+    layer(x).sum().backward()
+    wide = torch.nn.functional.pad(x.sum(0), (0, 12)).view(2, 16)
+    grad = layer.share.grad
+    torch.testing.assert_close(grad, (coded.steps * wide).sum(-1) * coded.scale)
+
+
+def test_layers_are_replaced_while_the_context_is_open() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    stock, stand_in = [*net], nn.Identity()
+    with pytest.raises(KeyError), _layers_replaced(net, {"1": stand_in}):
+        assert net[0] is stock[0] and net[1] is stand_in
+        raise KeyError
+    assert [*net] == stock
 
 
 def test_too_few_steps_to_move_a_code_are_said(model: nn.Module, rows: list[Row]) -> None:

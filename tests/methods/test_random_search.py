@@ -23,6 +23,7 @@ from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.core.seeds import mix
 from intarsia.methods.random_search import (
     SCORES,
+    _mean_loss,
     cut,
     draw_units,
     hidden_layers,
@@ -212,6 +213,15 @@ def test_what_cannot_be_searched_is_refused() -> None:
             search(net, RandomSearch(0.5, 1))
     with refused(TargetError, what="model", got="one with adapters"):
         search(intarsia.adapt(vit(), "lora"), RandomSearch(0.5, 1))
+
+
+def test_a_loss_is_the_mean_of_samples_not_of_batches() -> None:
+    draw = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).requires_grad_(False)
+    x, y = torch.randn(5, 3, generator=draw), torch.tensor([0, 1, 1, 0, 1])
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    want = float(nn.functional.cross_entropy(net(x), y))
+    assert _mean_loss(net, batches) == pytest.approx(want)
 
 
 def test_a_score_by_hand() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,3 +209,24 @@ def test_bad_input_is_refused_and_errors_are_undone(model: Any, stock: Any) -> N
         unlearn(model, Seuf("ga", lr=1e30), FORGET, at=(1, 2), steps=20)
     for name, value in stock.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_likelihood_adds_up_the_words_that_have_labels() -> None:
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    run: Any = object.__new__(UnlearningRun)
+    run.model = lambda **_: SimpleNamespace(logits=logits)
+    labels = torch.tensor([[-100, 0, 3, -100], [-100, -100, -100, 2]])
+    total, counts = UnlearningRun.likelihood(run, ({}, labels))
+    log_p = logits.log_softmax(-1)
+    want = torch.stack([log_p[0, 0, 0] + log_p[0, 1, 3], log_p[1, 2, 2]])
+    torch.testing.assert_close(total, want)
+    assert counts.tolist() == [2, 1]  # the word 0 is one, too
+
+
+def test_no_hook_of_a_run_stays_behind() -> None:
+    removed: list[int] = []
+    run: Any = object.__new__(UnlearningRun)
+    run.parts = SimpleNamespace(end=lambda: removed.append(-1))
+    run.hooks = [SimpleNamespace(remove=partial(removed.append, i)) for i in range(2)]
+    UnlearningRun.__exit__(run)
+    assert removed == [-1, 0, 1]

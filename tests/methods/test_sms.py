@@ -19,7 +19,7 @@ import intarsia
 from intarsia import fit, fit_in_phases
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
 from intarsia.methods import SparseModelSoup
-from intarsia.mixtures.sparse_soup import greedy, mixed, nonzeros
+from intarsia.mixtures.sparse_soup import greedy, mixed, nonzeros, pairs
 from intarsia.schedules import FixedMask, Imp, masked_weights, prune
 from intarsia.schedules.retrain import RETRAIN, Retrain
 from intarsia.train.batch_norms import recalibrate
@@ -238,6 +238,32 @@ def test_rates_of_a_retraining_rise_for_a_tenth_and_then_never(kind: str) -> Non
     assert rates[rise] == pytest.approx(first) and (not rise or rates[0] == 0)
     cold = Retrain(kind, share=0.25, warmup=0).factor(0.4)
     assert cold is not None and cold(0, 40) == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        ("llr", (1, 0.75, 0.5, 0)),
+        ("allr", (0.4, 0.3, 0.2, 0)),
+        ("clr", (1, 0.5 + 0.125**0.5, 0.5, 0)),
+        ("slr", (1, 0.5, 0.2, 0.1)),
+        ("lrw", (0.2, 0.2, 0.1, 0.1)),
+        ("ft", (0.1, 0.1, 0.1, 0.1)),
+    ],
+)
+def test_rates_at_quarters_of_a_retraining(kind: str, rates: tuple[float, ...]) -> None:
+    retrain = Retrain(kind, (1.0, 0.5, 0.2, 0.1), share=0.5 if kind == "lrw" else 0.25, warmup=0)
+    factor = retrain.factor(0.4)
+    assert factor is not None
+    assert [factor(step, 8) for step in (0, 2, 4, 8)] == pytest.approx(rates)
+
+
+def test_pairs_of_candidates_have_the_distance_and_the_cosine_of_their_weights() -> None:
+    weights = ((3.0, 0.0), (0.0, 4.0), (3.0, 4.0))
+    states = [{"w": torch.tensor(w), "steps": torch.tensor(i)} for i, w in enumerate(weights)]
+    rows = [tuple(row[n] for n in ("a", "b", "distance", "cosine")) for row in pairs(states)]
+    want = [(0, 1, 5, 0), (0, 2, 4, 0.6), (1, 2, 3, 0.8)]
+    assert [pytest.approx(row) for row in want] == rows
 
 
 def test_a_replay_is_as_slow_as_the_last_part_of_the_original() -> None:

@@ -135,6 +135,38 @@ def test_a_flattened_map_is_as_wide_as_its_channels(density: float) -> None:
     assert all(row.after == row.before for row in flop_audit(model))
 
 
+@pytest.mark.parametrize(
+    ("kind", "ratio"), [("wide", 1), ("doped", 1), ("parallel", 1), ("factorised", 0.5**0.5)]
+)
+def test_first_outputs_vary_as_those_of_the_dense_layer(kind: str, ratio: float) -> None:
+    """The ReLU between two factors takes half of the variance."""
+    sizes = (4, 256, 256, 4)
+    dense = nn.Sequential(*map(nn.Linear, sizes[:-1], sizes[1:])).requires_grad_(False)
+    dense[1].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    change = SparseIft(kind, 0.25, layers=None if kind == "wide" else ("1",))
+    layer: Any = intarsia.apply(copy.deepcopy(dense), change)[1].requires_grad_(False)
+    x = torch.randn(400, 512, generator=torch.Generator().manual_seed(1))
+    want = dense[1](x[:, :256]).std() * ratio
+    for branch in layer.layers if kind == "parallel" else [layer]:
+        y = branch(x if kind == "wide" else x[:, :256])
+        assert float(y.std()) == pytest.approx(float(want), rel=0.1)
+
+
+def test_a_wide_net_keeps_depthwise_layers_and_starts_with_fresh_norms() -> None:
+    deep = nn.Conv2d(6, 6, 3, groups=6)
+    parts = (nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), deep, nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1))
+    net = moved(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+    model = intarsia.apply(net, SparseIft("wide", 0.25))
+    assert (model[2].groups, model[2].weight.shape) == (12, (12, 1, 3, 3))
+    for norm in (model[1], model[3]):
+        start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
+        assert norm.num_features == 12
+        assert all(
+            torch.equal(getattr(norm, n), torch.full((12,), float(v))) for n, v in start.items()
+        )
+    assert outputs(model).shape == (4, 3)
+
+
 class Beside(nn.Module):
     """A layer that reads two layers' outputs side by side."""
 

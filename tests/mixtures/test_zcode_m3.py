@@ -220,6 +220,11 @@ def test_the_layer_of_the_paper() -> None:
     assert (config.router.active, config.router.scale) == (1, "prob")
     assert config.capacity == Capacity(1.0, "random", 4, 2.0)
     layer = config.build(D, 5, generator=seeded()).eval()
+    assert ZCodeM3(experts=8, balance=0.5, jitter=0.1).router == TopK(
+        8, 1, "prob", jitter=0.1, balance=0.5
+    )
+    shapes = {n: tuple(p.shape) for n, p in layer.experts.named_parameters()}
+    assert shapes == dict(up=(8, 5, D), up_bias=(8, 5), down=(8, D, 5), down_bias=(8, D))
     assert torch.equal(layer(batch().float()), layer(batch().float())), "no lots in evaluation"
     with refused(ConfigError, what="experts", got=0):
         ZCodeM3(experts=0)
@@ -251,6 +256,10 @@ def test_what_cannot_merge_is_refused() -> None:
         merged(a, mixture(TopK(experts=3), form="list"))
     with refused(ShapeError, what="weights", got="{}"):
         merged(a, mixture(TopK(experts=3), shared=True))
+    gelu = mixture(TopK(experts=3))
+    gelu.experts.act = nn.Tanh()
+    with refused(ShapeError, what="experts of ''"):
+        merged(a, gelu)
     with refused(ConfigError, what="mixtures to merge"):
         merged(a, nn.Linear(3, 3))
     with refused(ConfigError, what="mixtures to merge"):

@@ -228,6 +228,13 @@ def test_it_finds_the_experts_in_any_units(gate: str) -> None:
     assert far.log_likelihood_ == pytest.approx(near.log_likelihood_ - np.log(5), abs=1e-5)
 
 
+def test_a_search_that_ends_at_its_start_returns_it_in_the_units_of_the_data() -> None:
+    params, x, y = problem(60)
+    model = SoftmaxGaussianMoE(3, "tanh", tol=1e6).fit(3 * x, 5 * y + 7, start=params)
+    for ours, theirs in zip(model.parameters, params, strict=True):
+        assert_allclose(ours, theirs, rtol=1e-9)
+
+
 def test_the_last_gate_stays_zero_and_a_fixed_temperature_stays() -> None:
     _, x, y = problem(60)
     model = SoftmaxGaussianMoE(3, "tanh", "fixed", tau=0.3, n_init=1, random_state=0).fit(x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -143,3 +144,11 @@ def test_what_cannot_be_is_refused() -> None:
         simulate(torch.ones(2, 3), torch.ones(3, 2), Sat(2))
     with refused(ConfigError, what="flow", got="'is'"):
         simulate(torch.ones(2, 3), torch.ones(2, 3), Sat(2), "is")
+
+
+def test_memory_takes_whole_cycles() -> None:
+    """Half-precision ends of 3 inputs and outputs, and of one weight, at 7 bytes a cycle."""
+    layer = LayerShape("a", 1, 1, places=3)
+    slow = Sat(1, latency=1, interleave=1, bandwidth=0.7)
+    assert slow.cycles(layer).forward == math.ceil((3 * 2 + 1) * 2 / 0.7) == 20
+    assert Sat(1, latency=1, interleave=1, bandwidth=0.75).cycles(layer).forward == 19

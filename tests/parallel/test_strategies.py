@@ -15,7 +15,7 @@ from intarsia.core.errors import ConfigError, ConformanceError, TrainingError
 from intarsia.parallel import DeepSpeed, Fssdp, Processes, Strategy, Tutel
 from intarsia.parallel.layout import cut, having, joined, packed, stacked, unpacked
 from intarsia.parallel.trial import LINKS, ExpertTrial, compare_with_one
-from intarsia.parallel.tutel import degrees, received
+from intarsia.parallel.tutel import degrees, received, slice_weights
 from intarsia.placement import ExpertSize, Topology, Trace, simulate
 
 from ..refusals import refused
@@ -240,3 +240,11 @@ def test_settings_that_cannot_be_are_refused(call: Any, match: str | None) -> No
         return
     with pytest.raises(ConfigError, match=match):
         call()
+
+
+def test_bytes_of_a_slice_are_those_of_its_matrices_and_biases() -> None:
+    plain, gated = ExpertSize(8, 6, 4, gated=False), ExpertSize(8, 6, 4)
+    assert slice_weights(plain, 1) == 2 * 8 * 6 * 4 and slice_weights(plain, 3) == 2 * 8 * 2 * 4
+    assert slice_weights(gated, 2) == 3 * 8 * 3 * 4
+    bias = ExpertSize(8, 6, 4, bias=True)
+    assert slice_weights(bias, 2) == (3 * 8 * 3 + 2 * 3 + 8) * 4

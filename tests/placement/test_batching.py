@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError
-from intarsia.placement.batching import ExpertQueues, LookAhead, serve
+from intarsia.placement.batching import ExpertQueues, LookAhead, Served, serve
 from intarsia.placement.cache import Key, replay
 from intarsia.placement.policies import Belady, Expected, Lfu, Lru
 from intarsia.placement.trace import Trace
@@ -53,6 +53,34 @@ def test_waiting_is_bounded_with_ageing(experts: list[int], limit: int, patience
     requests = len(trace.sequence.unique())
     assert max(served.waits) <= patience + math.ceil(requests / limit)
     assert served.wait(1.0) == max(served.waits) >= served.wait(0.5)
+
+
+def test_the_longest_queues_are_read_ahead_and_fill_the_batch() -> None:
+    queues = ExpertQueues(limit=4)
+    for name, expert in enumerate((5, 2, 2, 7, 7, 7, 0)):
+        queues.add(name, expert)
+    assert queues.ahead() == [7, 2, 0, 5] and len(queues) == 7
+    assert [w.name for w in queues.batch()] == [3, 4, 5, 1]
+    assert queues.ahead() == [0, 2, 5] and len(queues) == 3
+
+
+def test_a_use_is_known_up_to_the_last_step_and_layer_of_the_window() -> None:
+    demand: Steps = [[(0, 0), (1, 0)], [(0, 2), (0, 1), (1, 2), (1, 1)]]
+    victims = []
+    for window, layer in ((0, 0), (1, 0), (1, 1)):
+        policy = LookAhead(2, 3, demand, window)
+        policy.began()
+        policy.asked(layer, [0])
+        victims.append([policy.victim([(depth, 1), (depth, 2)]) for depth in (0, 1)])
+    # of unknown uses that are equally likely the last key goes, of known ones the later use
+    assert victims == [[(0, 2), (1, 2)], [(0, 1), (1, 2)], [(0, 1), (1, 1)]]
+
+
+def test_a_record_counts_experts_switches_and_waits() -> None:
+    served = Served(((0, 0, 1), (1, 2), (2, 2), ()), (3, 0, 1, 2))
+    assert served.unique == (2 + 2 + 1 + 0) / 4 and served.switches == 2 + 1 + 0 + 0
+    assert [served.wait(q) for q in (0, 0.25, 0.5, 0.51, 0.95, 1)] == [0, 0, 1, 2, 3, 3]
+    assert (Served((), ()).unique, Served((), ()).switches, Served((), ()).wait()) == (0, 0, 0)
 
 
 def test_requests_of_an_expert_are_served_in_the_order_in_which_they_came() -> None:

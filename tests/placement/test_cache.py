@@ -9,9 +9,9 @@ import pytest
 
 from intarsia.core.errors import ConfigError
 from intarsia.placement import Belady, Cache, replay
-from intarsia.placement.cache import Key, PolicyConfig, most_used
+from intarsia.placement.cache import Key, PolicyConfig, Residency, most_used
 from intarsia.placement.describe import demand
-from intarsia.placement.policies import Expected, Lfu, Lru
+from intarsia.placement.policies import Expected, Lfu, Lru, NextUse
 
 from ..refusals import refused
 from .traces import random_trace
@@ -106,6 +106,66 @@ def test_lfu_forgets_and_may_start_at_one() -> None:
         cache.give((0, expert))
     assert grant.out == (0, 1) and set(cache.at) == {(0, 0), (0, 2)}  # pyright: ignore
     assert (cache.hits, cache.loads) == (2, 3)
+
+
+def test_the_next_use_is_expected_from_decayed_shares_and_the_way_to_the_layer() -> None:
+    policy = NextUse(2, 3, 0.5)
+    for experts in ([0], [1], [0, 1]):
+        policy.began()
+        policy.asked(0, experts)
+        policy.asked(1, experts)
+    shares = [(0.25 + 1) / 1.75, (0.5 + 1) / 1.75, 0]
+    assert [policy.chance((1, e)) for e in range(3)] == pytest.approx(shares)
+    # layer 1 asked last: layer 0 is next, its own comes round again
+    assert [policy.away((layer, 0)) for layer in (0, 1)] == [1, 2]
+    for layer, way in ((0, 1), (1, 2)):
+        for expert in (0, 1):
+            want = way + 2 * (1 / shares[expert] - 1)
+            assert policy.expected((layer, expert)) == pytest.approx(want)
+    assert policy.victim([(0, 0), (0, 1), (1, 0), (1, 1)]) == (1, 0)
+    assert policy.victim([(0, 0), (1, 2), (1, 0)]) == (1, 2)
+    policy.asked(0, [0])  # values of `expected` are of this layer now
+    assert policy.expected((1, 1)) < policy.expected((0, 1))
+    always = NextUse(1, 2, 1.0)
+    for experts in ([0], [1], [0], [0]):
+        always.began()
+        always.asked(0, experts)
+    assert [always.chance((0, e)) for e in (0, 1)] == [0.75, 0.25]
+
+
+def test_a_policy_is_of_the_layers_and_experts_of_its_model() -> None:
+    for policy in (*(p.build(2, 5) for p in POLICIES.values()), Belady(2, 5, [])):
+        assert (policy.layers, policy.experts) == (2, 5)
+
+
+def test_the_rate_of_a_cache_is_of_hits_among_what_was_asked() -> None:
+    counts = Residency(hits=3, loads=1, ahead=7)
+    assert (counts.asks, counts.rate, Residency().rate) == (4, 0.75, 0)
+
+
+def test_what_is_read_ahead_is_counted_and_in_use_until_it_is_given() -> None:
+    cache = Cache(2, Lru().build(1, 4))
+    for expert in (0, 1):
+        assert cache.bring((0, expert)) is not None
+    assert cache.ahead == 2 and cache.bring((0, 0)) is None and cache.loads == 0
+    cache.give((0, 0))
+    cache.give((0, 1))
+    assert not cache.take((0, 1)).load
+    cache.give((0, 1))
+    assert (cache.hits, cache.loads, cache.pinned) == (1, 0, {})
+
+
+def test_the_least_used_goes_and_of_equals_the_least_recent() -> None:
+    lru, lfu = Lru().build(1, 4), Lfu(decay=0.5, every=2).build(1, 4)
+    for policy in (lru, lfu):
+        for expert in (0, 1, 0, 2, 1, 0):
+            policy.used((0, expert), True)
+    keys = [(0, e) for e in range(3)]
+    assert lru.victim(keys) == (0, 2) and lfu.victim(keys) == (0, 2)
+    assert lru.victim(keys[:2]) == (0, 1) and lfu.victim(keys[:2]) == (0, 1)
+    assert lru.victim([*keys, (0, 3)]) == (0, 3) and lfu.victim([*keys, (0, 3)]) == (0, 3)
+    lfu.used((0, 2), True)
+    assert lfu.victim(keys[1:]) == (0, 1)  # both twice, 2 later
 
 
 def test_what_is_in_use_or_wanted_stays() -> None:

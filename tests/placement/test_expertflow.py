@@ -122,6 +122,17 @@ def test_the_next_use_by_hand() -> None:
     assert policy.expected((2, 1)) == 2 + 6
 
 
+def test_likely_experts_of_later_layers_are_read_ahead_the_likeliest_first() -> None:
+    policy: Any = Predictive(likely=0.5).build(3, 3)
+    policy.began()
+    policy.foresee(torch.tensor([[0.9, 0.1, 0.6], [0.5, 0.8, 0.4], [0.2, 0.5, 0.5]]))
+    for layer, want in enumerate([[(1, 1), (1, 0), (2, 1), (2, 2)], [(2, 1), (2, 2)], []]):
+        policy.asked(layer, [0])
+        assert list(policy.coming()) == want
+    policy.foresee(None)
+    assert list(policy.coming()) == []
+
+
 def test_predictions_of_another_model_are_refused() -> None:
     policy = Predictive().build(4, 8)
     with refused(ConfigError, what="predictor", got="chances (3, 8)"):

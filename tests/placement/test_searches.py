@@ -103,6 +103,25 @@ def test_a_slow_way_is_left_to_where_little_goes() -> None:
     assert cluster_devices([traffic], links, 2, 5).tolist() == [[1, 0], [1, 0]]
 
 
+def test_the_time_of_traffic_is_its_slowest_link_s_and_a_little_of_all() -> None:
+    traffic = torch.tensor([[9.0, 4.0], [6.0, 9.0]])
+    bandwidth = torch.tensor([[1.0, 2.0], [4.0, 1.0]])
+    assert_close(slowest(traffic, bandwidth), torch.tensor(2 + 1e-4 * (2 + 1.5)))
+
+
+def test_the_programme_is_solved_where_swaps_leave_loads_uneven() -> None:
+    draw = torch.Generator().manual_seed(0)
+    better = 0
+    for _ in range(30):
+        load = torch.randint(1, 60, (8,), generator=draw)
+        near = uneven(load, swap_until_even(load, longest_first(load, 2), 2), 2)
+        ours = uneven(load, MoeTuner().clusters(load, 2), 2)
+        best = min(uneven(load, choice, 2) for choice in every_even(8, 2))
+        assert best <= ours <= near and ours - best <= 2e-2 * int(load.sum())
+        better += ours < near
+    assert better
+
+
 def test_the_slowest_link_decides_not_the_sum_of_all() -> None:
     """In order the links take 5 and 0, exchanged 4 and 3: more in all, and sooner done."""
     traffic = torch.tensor([[4.0, 5], [0, 3]], dtype=torch.float64)

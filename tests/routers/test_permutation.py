@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -90,6 +91,30 @@ def test_each_part_has_its_own_permutation() -> None:
     assert_close(router(x).dense(), want)
     router.before_step(1, 100)
     assert_close(router(x).dense(), want)
+
+
+@pytest.mark.parametrize("gate", [TopK(4, balance=0.5), Comet(5, entropy=0.3)])
+@pytest.mark.parametrize("per_part", [False, True])
+def test_losses_are_the_gates_and_the_entropy_of_rows_and_columns(
+    gate: Any, per_part: bool
+) -> None:
+    if per_part and isinstance(gate, TopK):
+        return
+    config = PermutationSearch(gate, entropy=0.7, steps=3, per_part=per_part)
+    router, x = build(config), rows(9)
+    router.scores.data.normal_(generator=torch.Generator().manual_seed(3))
+    plan = router.soft()
+    logs = (plan + 1e-6).log()
+    entropy = -(plan * logs).sum((1, 2)).sum() - (plan.mT * logs.mT).sum((1, 2)).sum()
+    losses = router(x).losses
+    assert_close(losses["permutation"], 0.7 * entropy)
+    alone = router.gate.route(x, None).losses
+    assert alone and {n: float(v.detach()) for n, v in losses.items() if n != "permutation"} == {
+        name: pytest.approx(float(value.detach())) for name, value in alone.items()
+    }
+    router.before_step(3, 100)
+    assert float(router(x).losses["permutation"].detach()) == 0
+    assert "permutation" not in router.eval()(x).losses
 
 
 def test_soft_gates_keep_the_sum_and_train_the_scores() -> None:
@@ -191,3 +216,10 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     with refused(ConfigError, what=field):
         PermutationSearch(**settings)
+
+
+def test_noise_has_the_mean_and_the_spread_of_gumbel_s_distribution() -> None:
+    noise = build(PermutationSearch(TopK(100)))._gumbel()
+    assert noise.shape == (1, 100, 100)
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.08)
+    assert float(noise.std()) == pytest.approx(math.pi / 6**0.5, abs=0.08)

@@ -176,3 +176,8 @@ def test_bad_settings_are_refused() -> None:
         router(0)
     with refused(ConfigError, what="draw", got="'token'"):
         router(per="token")
+
+
+def test_evaluation_weighs_all_experts_by_the_share_that_is_drawn() -> None:
+    routing = router(4, 3).eval()(rows(2))
+    assert torch.equal(routing.dense(), torch.full((2, 4), 0.75))

@@ -201,7 +201,10 @@ def test_per_token_each_goes_to_at_most_so_many_experts() -> None:
     gates = router(x).dense()
     count = (gates > 0).sum(1)
     assert int(count.max()) <= 2 and int(count.min()) >= 1  # nobody is dropped
+    half = Transport(6, 1.5, per="token").build(5, generator=torch.Generator().manual_seed(0))
+    assert int((half.double()(x).dense() > 0).sum(1).max()) == 2  # rounded up
     load = router(x).load().double()
+    best = load = router(x).load().double()
     best = (x @ router.weight.T).topk(2).indices.flatten().bincount(minlength=6)
     assert load.max() / load.mean() < best.max() / best.double().mean()
 

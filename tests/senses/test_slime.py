@@ -238,3 +238,17 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
         next(Slime(tiles=4, whole=4, queries=4, budget=12).phases(model))
     with refused(ConfigError, what="model", got="PlainConnector"):
         tiled_view(intarsia.apply(decoder(), intarsia.senses.Modalities(vectors=(4, 2))))
+
+
+def test_scores_are_a_softmax_of_mean_cosines_with_a_little_noise_in_training() -> None:
+    generator = torch.Generator().manual_seed(0)
+    view = TiledView(TINY, 8, 6, generator).eval()
+    local, embeds = torch.randn(5, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    asks = torch.tensor([True, False, True, True])
+    lengths = local.norm(dim=1)[:, None] * embeds[asks].norm(dim=1)
+    cosine = (local @ embeds[asks].T / lengths).mean(1)
+    tau = TINY.tau or 1 / 3
+    assert_close(view.scores(local, embeds, asks), (cosine / tau).softmax(0))
+    view.train().noise.normal = lambda count: torch.arange(float(count))
+    noisy = cosine + 0.1 / 3 * torch.arange(5.0)
+    assert_close(view.scores(local, embeds, asks), (noisy / tau).softmax(0))

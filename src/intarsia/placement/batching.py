@@ -133,7 +133,8 @@ class Served:
         quantile: 0 ... 1, for example 0.5 for the median.
         """
         waits = sorted(self.waits)
-        return waits[min(len(waits) - 1, math.ceil(quantile * len(waits)) - 1)] if waits else 0
+        place = math.ceil(quantile * len(waits)) - 1
+        return waits[min(len(waits) - 1, max(0, place))] if waits else 0
 
 
 def serve(

@@ -27,6 +27,7 @@ from intarsia.areas.recommend.session_encoder import pad_sessions
 from intarsia.areas.recommend.session_reward import SessionReward
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data.interactions import Interactions
+from intarsia.train.outcome import TargetLoss
 from intarsia.train.preference import PreferenceRounds, preference_loss
 from intarsia.train.tasks import own_losses
 
@@ -171,6 +172,37 @@ def test_a_pair_is_of_the_best_session_and_the_worst() -> None:
     assert best.flatten().tolist() == [2] * 4 and worst.flatten().tolist() == [3] * 4
 
 
+class Preferring(Drawn):
+    """Next items of loss 2, and a weight by which the best session becomes likelier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor, session: Any, per_session: bool = False) -> Any:
+        return session.sum(1) * self.weight if per_session else {"next": self.weight}
+
+
+def test_a_round_adds_its_preference_to_the_task_s_loss_while_training() -> None:
+    """Log-probabilities w s of sessions 2 and 3, with w = 1 as reference and 2 now: z = 2 - 3."""
+    model = Preferring().train()
+    rounds = PreferenceRounds(
+        lambda _, sessions: torch.tensor([0.3, 0.9, 0.1]).expand(len(sessions), 3),
+        torch.ones(4, 2, dtype=torch.int64),
+        samples=3,
+        beta=0.5,
+        weight=3.0,
+    )
+    model.weight.data.fill_(1.0)
+    rounds.collect(model, torch.Generator().manual_seed(0))
+    model.weight.data.fill_(2.0)
+    outcome = rounds(model, torch.zeros(1), TargetLoss(lambda out, _: out, torch.zeros(1)))
+    prefer = math.log1p(math.exp(0.5))  # -log sigmoid(beta z)
+    assert float(outcome.loss.detach()) == pytest.approx(2 + 3 * prefer)
+    assert float(outcome.parts["preference"].detach()) == pytest.approx(prefer)
+    assert float(outcome.parts["next"].detach()) == 2
+
+
 def test_alignment_raises_the_reward(shop: Interactions) -> None:
     """A reward of items below 7: what is drawn afterwards has more of them."""
     torch.manual_seed(0)
@@ -201,6 +233,21 @@ def test_an_item_is_judged_with_those_before_and_after_it_in_its_session() -> No
         other[0, changed] = 17
         with torch.no_grad():
             assert ((reward(x) - reward(other)).abs() > 1e-4).all()
+
+
+def test_a_history_is_padded_on_the_left_and_its_padding_has_no_say() -> None:
+    torch.manual_seed(0)
+    reward = SessionReward(18, replace(TINY, history=6), width=16).eval()
+    rows = reward._padded([[3, 4], [1, 2, 3, 4, 5, 6, 7]])
+    assert rows.tolist() == [[0, 0, 0, 0, 3, 4], [2, 3, 4, 5, 6, 7]]
+    assert reward._padded([[5]]).tolist() == [[0, 0, 0, 0, 0, 5]]
+    session = torch.arange(8, 8 + TINY.session)[None]
+    with torch.no_grad():
+        alone, padded = (
+            reward(torch.cat([torch.tensor([history]), session], 1))
+            for history in ([3, 4], [0, 0, 0, 0, 3, 4])
+        )
+    torch.testing.assert_close(alone, padded)
 
 
 def test_a_reward_learns_from_ratings(shop: Interactions) -> None:

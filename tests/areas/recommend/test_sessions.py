@@ -164,6 +164,13 @@ def test_a_sampled_softmax_of_all_items_is_the_softmax(
     torch.testing.assert_close(model(x, y)["item"], exact)
 
 
+def test_the_chance_of_an_item_is_its_share_of_the_events(shop: Interactions) -> None:
+    model = TINY.build(shop, seed=0)
+    want = torch.tensor([0, *shop.popularity()]).float() / len(shop)
+    torch.testing.assert_close(model.chance, want)
+    assert len(model.questions(shop)) > len(model.samples(shop))
+
+
 def test_a_sampled_item_s_score_loses_the_logarithm_of_its_chance(
     shop: Interactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

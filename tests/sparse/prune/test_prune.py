@@ -27,7 +27,7 @@ from intarsia.core.errors import (
 from intarsia.sparse.prune.matrices import Matrix, seeing
 from intarsia.sparse.prune.pruner import Pruner, sparsify_report, stops_of
 from intarsia.sparse.prune.rows import batched
-from intarsia.sparse.prune.walk import Chain, Whole, flow_of, in_order, inputs_of, mask_of
+from intarsia.sparse.prune.walk import Chain, Whole, flow_of, in_order, inputs_of, mask_of, rowwise
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any], type]] = {
     "llama": (llama, padded(), Chain),
@@ -136,6 +136,16 @@ def test_rows_become_batches() -> None:
     assert shapes == [(8, 32), (2, 32), (3, 40)] and "labels" not in batches[0]
     assert [len(b) for b in batched(torch.zeros(10, 3, 4, 4), size=8)] == [8, 2]
     assert batched(pictures())[0].shape == (6, 3, 32, 32)
+
+
+def test_rows_of_batches_come_one_by_one() -> None:
+    ids, mask = torch.arange(12).view(3, 4), torch.ones(3, 4)
+    named = [*rowwise([{"input_ids": ids, "attention_mask": mask, "labels": ids}])]
+    assert [row["input_ids"].tolist() for row in named] == ids[:, None].tolist()
+    assert all(row["attention_mask"].shape == (1, 4) and "labels" not in row for row in named)
+    assert [row.tolist() for row in rowwise([(ids, mask), ids[:1]])] == [
+        *ids[:, None].tolist(), [[0, 1, 2, 3]],
+    ]  # fmt: skip
 
 
 def test_a_data_loader_gives_batches() -> None:
