@@ -32,6 +32,7 @@ from .train.one_pass import OnePass
 from .train.optimisers import adamw
 from .train.options import Options
 from .train.order import classes_of
+from .train.plain_data import are_labels, as_dataset
 from .train.probe import converges, solve_head
 from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
@@ -59,7 +60,8 @@ def fit(
     train: what `load_data` or `load_texts` gives, with all its parts, pictures resized and
     normalised as the model's own configuration says. Or train, val, test: image sets, or map-style
     datasets of (inputs, label), or of mappings with labels and the model's arguments (pixel_values;
-    input_ids), task_ids among them for methods that route by task.
+    input_ids), task_ids among them for methods that route by task; or two tensors or arrays,
+    (inputs, labels), or rows of token ids (n, T). `fit(model, x, y)` is fit(model, (x, y)).
     task: the loss and the scores, see `intarsia.train.tasks`; None = by the first label: a class
     index, one for each token (-100 where nothing is to be predicted), a row of 0 and 1, or numbers.
     objective: the forwards of a step, see `intarsia.train.objectives`; a `Staged` one changes on
@@ -146,18 +148,20 @@ def sets_of(
             raise ConfigError("val, test", got=got, want="splits alone", fix=fix)
         origins["data"] = train.record
         train, val, test = train.train, train.val, train.test
+    if are_labels(train, val):
+        train, val = as_dataset(train, val), None
     if isinstance(train, ImageSet):
         origins["inputs"] = input_config(model).record()
     return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), origins
 
 
 def seen_by(model: nn.Module, dataset: Any) -> Any:
-    """Resize and normalise pictures as a model's configuration says; return other data as they are.
+    """Resize and normalise pictures as a model's configuration says; plain tensors are a data set.
 
-    dataset: an image set, or anything else that `fit` takes.
+    dataset: an image set, or anything else that `fit` takes; other data are returned as they are.
     """
     if not isinstance(dataset, ImageSet):
-        return dataset
+        return as_dataset(dataset)
     return tensors_or_prepared(dataset, eval_transform(input_config(model)))
 
 

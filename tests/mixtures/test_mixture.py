@@ -352,3 +352,19 @@ def test_the_coefficients_stay_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16), Watch():
         full(x)
     assert dtypes == [torch.float32, torch.float32]
+
+
+def test_a_number_of_experts_is_that_many_mlps_of_four_widths() -> None:
+    mixture = Mixture(3, width=5, generator=seeded(0))
+    up, down = mixture.experts.up, mixture.experts.down
+    assert isinstance(mixture.experts, StackedExperts)
+    assert {3, 5, 20} == set(up.shape) == set(down.shape)
+    assert mixture.router.experts == 3 and mixture(torch.randn(2, 7, 5)).shape == (2, 7, 5)
+    # torch's own seed decides where there is no generator
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(Mixture(3, width=5).experts.up)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    with refused(ConfigError, what="width", got="3 experts of no width"):
+        Mixture(3)

@@ -211,6 +211,13 @@ def test_eplb_keeps_groups_on_their_node() -> None:
         Eplb(groups=5).place(trace, links)
 
 
+def test_eplb_needs_the_loads_alone() -> None:
+    trace = random_trace()
+    placed = place(trace.load(), 4, by=Eplb(4))
+    by_trace = Eplb(4).place(trace, Topology.uniform(4))
+    assert torch.equal(placed.holds, by_trace.holds) and torch.equal(placed.owner, by_trace.owner)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("copies", [False, True])
 def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None:

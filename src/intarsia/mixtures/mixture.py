@@ -16,11 +16,12 @@ from ..core.errors import CheckpointError, ConfigError, ShapeError
 from ..core.registry import by_name
 from ..gating import RandomSource, Router, expert_readers
 from ..gating.gate import keep_pairs, wide_layer
+from ..gating.random_source import seeded_by
 from ..gating.settings import RouterConfig
 from ..routers import RandomRouter
 from .capacity import Capacity
 from .dialects import DIALECTS
-from .experts import ExpertList, Experts
+from .experts import ExpertList, Experts, StackedExperts
 
 # in a checkpoint of the MLP that was here, or of its last layer
 DENSE = ("weight", *(f"{name}.weight" for dialect in DIALECTS for name in dialect.linears))
@@ -43,14 +44,22 @@ class _InPlaceOfMlp(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
 
 
+def _mlps(count: int, width: int | None, generator: torch.Generator) -> Experts:
+    """Return MLPs with the hidden size of a transformer's."""
+    if width is None:
+        got, fix = f"{count} experts of no width", f"For example: Mixture({count}, width=64)."
+        raise ConfigError("width", got=got, want="the number of features of a token", fix=fix)
+    return StackedExperts(count, width, 4 * width, bias=True, generator=generator)
+
+
 class Mixture(_InPlaceOfMlp):
     """y_t = sum_e G_te expert_e(x_t) + shared(x_t).  x: (..., d) -> (..., out).
 
-    experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
-    weight, for each token, or for each sample (its tokens then go together): a router, its settings
-    or its name; shared: a module that
-    every token passes; capacity: how many tokens an expert takes, None = all.  generator: for
-    the random order of `Capacity(policy="random")`.
+    experts: an `Experts`, a list of modules of whatever kinds, or a number of MLPs d -> 4 d -> d
+    with biases and GELU, for which `width` is d; router: which of them, with what weight, for each
+    token, or for each sample (its tokens then go together): a router, its settings or its name;
+    shared: a module that every token passes; capacity: how many tokens an expert takes, None = all.
+    generator: for the random order of `Capacity(policy="random")`, and the MLPs' first weights.
 
     Rows are sorted by expert, so that time and memory grow with the pairs, never with T times E.
     Exact and differentiable. Padding and dropped tokens get 0 from the experts. Losses stay with
@@ -59,14 +68,14 @@ class Mixture(_InPlaceOfMlp):
     the capacity.
 
     Raises: ConfigError for a router of another number of experts, one that cannot read them
-    (`MoeX`), or no generator where one is needed; ShapeError for a routing that fits neither
-    tokens nor samples.
+    (`MoeX`), a number of experts without their width, or no generator where one is needed;
+    ShapeError for a routing that fits neither tokens nor samples.
     Not for experts that must see whole sequences, such as attention.
     """
 
     def __init__(
         self,
-        experts: Experts | Sequence[nn.Module],
+        experts: Experts | Sequence[nn.Module] | int,
         router: Router | RandomRouter | RouterConfig | str = "topk",
         shared: nn.Module | None = None,
         *,
@@ -75,6 +84,8 @@ class Mixture(_InPlaceOfMlp):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(experts, int):
+            experts = _mlps(experts, width, generator or seeded_by(None))
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
         chooser: Any = router
         if not isinstance(router, nn.Module):
@@ -106,6 +117,8 @@ class Mixture(_InPlaceOfMlp):
         if is_dataclass(settings) and "experts" in {field.name for field in fields(settings)}:
             settings = replace(settings, experts=self.experts.experts)
         linear = (m.in_features for m in self.experts.modules() if isinstance(m, nn.Linear))
+        if width is None and isinstance(self.experts, StackedExperts):
+            width = self.experts.up.shape[2]
         if width is None and (width := next(linear, None)) is None:
             fix = "Pass width=, the number of features of a token."
             raise ConfigError("width", got="experts without a linear layer", want="d", fix=fix)

@@ -48,7 +48,12 @@ class Eplb:
         topology: the devices and their nodes.
         Raises: ConfigError for numbers that do not divide each other.
         """
-        experts, devices = trace.experts, topology.devices
+        return self.place_loads(trace.load(), topology)
+
+    def place_loads(self, load: Tensor, topology: Topology) -> Placement:
+        """Do the same by the loads alone.  load: (L, E), the tokens of each layer's experts."""
+        layers, experts = load.shape
+        devices = topology.devices
         check_divides(experts + self.redundant, devices)
         if experts % self.groups:
             got, want = f"{self.groups} for {experts} experts", "a number that divides them"
@@ -58,10 +63,10 @@ class Eplb:
         if self.groups % nodes or not equal_nodes or (experts + self.redundant) % nodes:
             # groups and nodes do not match: balance globally, as if there were one node
             nodes, node = 1, torch.zeros(devices, dtype=torch.int64)
-        owner = torch.empty(trace.layers, experts, dtype=torch.int64)
-        holds = torch.zeros(trace.layers, devices, experts, dtype=torch.bool)
-        for layer, load in enumerate(trace.load().double()):
-            for expert, device, first in self._fill_layer(load, node, nodes):
+        owner = torch.empty(layers, experts, dtype=torch.int64)
+        holds = torch.zeros(layers, devices, experts, dtype=torch.bool)
+        for layer, counts in enumerate(load.double()):
+            for expert, device, first in self._fill_layer(counts, node, nodes):
                 holds[layer, device, expert] = True
                 if first:
                     owner[layer, expert] = device

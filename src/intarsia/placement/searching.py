@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
+from .eplb import Eplb
 from .moetuner import MoeTuner
 from .placement import Placement, check_divides
 from .topology import Topology
@@ -27,8 +28,8 @@ def place(
     """Choose a device for each expert of each layer, to suit a recorded routing.
 
     trace: the experts of each token; or loads (L, E), the tokens of each expert, which `MoeTuner`
-      spreads evenly: of traffic they say nothing. topology: the devices, or their number if all
-      links are alike. by: settings of the search, `MoeTuner()` by default, `JointSwaps()`,
+      and `Eplb` spread evenly: of traffic they say nothing. topology: the devices, or their number
+      if all links are alike. by: settings of the search, `MoeTuner()` by default, `JointSwaps()`,
       `Eplb()` or `ExFlow()`.
     Measure the result by `quality(trace, placement)` on a held-out part of the trace
     (`trace.split()`), since loads change with the text.
@@ -47,13 +48,15 @@ def place(
 
 def _place_loads(load: Tensor, topology: Topology, search: PlacementSearch) -> Placement:
     """Group the experts of each layer by their loads (L, E) alone."""
-    if not isinstance(search, MoeTuner):
-        fix = "Record a trace: intarsia.trace(model, texts)."
-        raise ConfigError("by", got=f"{search} for loads alone", want="MoeTuner()", fix=fix)
+    if not isinstance(search, MoeTuner | Eplb):
+        want, fix = "MoeTuner() or Eplb()", "Record a trace: intarsia.trace(model, texts)."
+        raise ConfigError("by", got=f"{search} for loads alone", want=want, fix=fix)
     if load.dim() != 2 or not load.numel() or bool((load < 0).any()):
         got = f"{tuple(load.shape)}, least {load.min()}" if load.numel() else "none"
         want, fix = "(layers, experts), none below 0", "Count each expert's tokens."
         raise DataError("loads", got=got, want=want, fix=fix)
+    if isinstance(search, Eplb):
+        return search.place_loads(load, topology)
     check_divides(load.shape[1], topology.devices)
     clusters = [search.clusters(layer, topology.devices) for layer in load.double()]
     return Placement.of(torch.stack(clusters), topology.devices)

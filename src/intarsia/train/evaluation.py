@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..core.modes import evaluating
 from ..processes.exchange import answered
 from .objectives import logits_of
 from .order import Batch, Key, Reader, read, size_of, to_device
+from .plain_data import as_dataset
 from .precision import autocast, compute_dtype
 from .processes import processes
 from .scores import Scores
@@ -38,21 +40,36 @@ def evaluate(
       that it raises ends the evaluation.
     """
     whole("batch_size", batch_size, 1, fix="Try 64.")
+    dataset = as_dataset(dataset)
     task = task or task_of(dataset)
     return task.scores(*each(model, dataset, task, task.rows, batch_size, workers, watch))
 
 
+@overload
+def predict(
+    model: nn.Module, dataset: Tensor | np.ndarray, *, batch_size: int = 64, workers: int = 0
+) -> Tensor: ...
+@overload
 def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]: ...
+def predict(
+    model: nn.Module,
+    dataset: Dataset[Any] | Tensor | np.ndarray,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return a model's logits (n, classes) float32 and the labels (n,) of a dataset, on the CPU.
 
-    They are in the dataset's order. batch_size: samples in a forward; workers: processes that load
+    They are in the dataset's order. dataset: as `fit` takes it; or inputs (n, ...) alone, of which
+    the logits alone are returned; batch_size: samples in a forward; workers: processes that load
     data, 0 = this one.
     """
-    task = task_of(dataset)
-    logits, labels = each(model, dataset, task, lambda z, b: (z, b[1]), batch_size, workers)
-    return logits, labels
+    alone = isinstance(dataset, Tensor | np.ndarray)
+    data: Any = as_dataset(dataset, unlabelled=True)
+    logits, labels = each(model, data, task_of(data), lambda z, b: (z, b[1]), batch_size, workers)
+    return logits if alone else (logits, labels)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .evaluation import each
 from .folds import deal
 from .objectives import plain
 from .order import Batch
+from .plain_data import as_dataset
 from .precision import trained
 from .record import bare
 from .scores import Metrics, comparing_temperature, wrong_and_loss
@@ -46,7 +47,7 @@ ABSENT = -30.0  # logit of a class that the fitted rows do not show
 def linear_probe(
     model: nn.Module,
     train: Dataset[Any],
-    test: Dataset[Any],
+    test: Dataset[Any] | None = None,
     *,
     inverse_decay: float | None = None,
     batch_size: int = 64,
@@ -54,23 +55,37 @@ def linear_probe(
 ) -> Metrics:
     """Fit a logistic regression to the features before the model's head; score it on `test`.
 
-    Every image is computed once; see `converged_probe`. inverse_decay: C of the penalty, smaller
-    values pull the weights to 0 more strongly; None = by five folds of `train`. batch_size: samples
-    in a forward; workers: processes that load data. The model is not changed.
+    Every image is computed once; see `converged_probe`. test: None = score each image of `train`
+    by the probe that was fitted without its fold, one of five. inverse_decay: C of the penalty,
+    smaller values pull the weights to 0 more strongly; None = by five folds of `train`.
+    batch_size: samples in a forward; workers: processes that load data. The model is not changed.
     Raises: ConfigError for a model without a head; DataError if `train` shows only one class.
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
     if len(y.unique()) < 2:
         subject, got = "classes of the training images", len(y.unique())
         raise DataError(subject, got=got, want="at least 2", fix="Add images of another class.")
-    test_x, labels = features(model, test, batch_size=batch_size, workers=workers)
-    classes = int(torch.cat([y, labels]).max()) + 1
+    options: Any = {"batch_size": batch_size, "workers": workers}
+    tested = None if test is None else features(model, test, **options)
+    classes = int(torch.cat([y, y if tested is None else tested[1]]).max()) + 1
     strengths = None if inverse_decay is None else (inverse_decay,)
     fold = deal(y.numpy(), FOLDS, 0)
     probe = converged_probe(x.numpy(), y.numpy(), classes, fold=fold, strengths=strengths)
-    return Metrics.of(probe(test_x), labels)
+    if tested is None:
+        return Metrics.of(probe.held_out, y)
+    return Metrics.of(probe(tested[0]), tested[1])
 
 
+@overload
+def features(
+    model: nn.Module,
+    dataset: Tensor | np.ndarray,
+    *,
+    task: Task | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Tensor: ...
+@overload
 def features(
     model: nn.Module,
     dataset: Dataset[Any],
@@ -78,10 +93,19 @@ def features(
     task: Task | None = None,
     batch_size: int = 64,
     workers: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]: ...
+def features(
+    model: nn.Module,
+    dataset: Dataset[Any] | Tensor | np.ndarray,
+    *,
+    task: Task | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
-    They are in the dataset's order, in every process. task: reads the labels; None = one class for
+    They are in the dataset's order, in every process; of inputs (n, ...) alone the features
+    alone are returned. task: reads the labels; None = one class for
     each image. batch_size: samples in a forward; workers: processes that load data.
     Raises: ConfigError for a model without one head.
     """
@@ -93,6 +117,8 @@ def features(
         )
         fix = "Build the model with num_classes above 0, and without distillation."
         raise ConfigError(subject, got=got, want="one classifier to look in front of", fix=fix)
+    alone = isinstance(dataset, Tensor | np.ndarray)
+    data: Any = as_dataset(dataset, unlabelled=True)
     # the hook sees the head's input; the forward's own output is thrown away
     inputs: list[Tensor] = []
 
@@ -102,8 +128,8 @@ def features(
     hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
         # an evaluation with the head's recorded inputs as rows
-        rows, labels = each(model, dataset, task or Classes(), instead, batch_size, workers)
-        return rows, labels
+        rows, labels = each(model, data, task or Classes(), instead, batch_size, workers)
+        return rows if alone else (rows, labels)
     finally:
         hook.remove()
 

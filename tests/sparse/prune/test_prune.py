@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -231,7 +232,7 @@ def test_what_cannot_be_pruned_is_refused_and_the_model_is_as_it_was() -> None:
     refused(TargetError, "'lm_head', outside the blocks", layers=["lm_h*"])
     refused(TargetError, "no layer of that name", layers=["mpl.*"])
     refused(TargetError, "with adapters.*Fold", model=intarsia.adapt(llama(), intarsia.Lora(2)))
-    refused(TargetError, "none that are known", model=nn.Sequential(nn.Linear(4, 4)))
+    refused(TargetError, "layers of Sequential: got none", model=nn.Sequential(nn.ReLU()))
     refused(ConfigError, "want Magnitude, Wanda", method=intarsia.Wanda)
     refused(ConfigError, "want Magnitude, Wanda", method="upcycle")
     refused(ConfigError, "resume: got no folder", resume=True)
@@ -242,6 +243,25 @@ def test_moments_that_are_not_finite_are_refused_by_their_layer() -> None:
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     match = r"'model.layers.1.mlp.down_proj': got \d+ columns not finite"
     refused(DataError, match, intarsia.SparseGPT(0.5), model=model)
+
+
+def test_a_model_without_known_blocks_is_pruned_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    x = torch.randn(32, 8)
+    # by hand: each layer by the inputs that it has behind the pruned ones before it
+    want = copy.deepcopy(model)
+    for place in (0, 2):
+        statistics = intarsia.scores.Statistics.of(want[:place](x))
+        method, layer = intarsia.Wanda(0.5), want[place]
+        layer.weight.data = method.edit("", layer.weight.data, statistics, torch.Generator())[1]
+    intarsia.sparsify(model, "wanda", x)
+    assert all(torch.equal(t, want.state_dict()[n]) for n, t in model.state_dict().items())
+    assert sparsify_report(model).density == 0.5
+    # a layer by its name
+    again = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    intarsia.sparsify(again, intarsia.sparse.Magnitude(0.5), layers=["2"])
+    assert bool((again[0].weight != 0).all()) and int((again[2].weight == 0).sum()) == 24
 
 
 def test_magnitude_needs_no_rows() -> None:

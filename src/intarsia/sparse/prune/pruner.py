@@ -18,6 +18,7 @@ from ...core import NofM, Partition
 from ...core.change import Change, Plan, steps_of
 from ...core.checks import one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
+from ...core.heads import heads_of
 from ...core.registry import by_name, method_key, settings_to_dict
 from ...core.schema import check, setting
 from ...core.seeds import mix
@@ -263,8 +264,9 @@ def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
 def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
     """Return the blocks of a model in order, each with its layers to prune.
 
-    globs: patterns of the layers' paths, none = all layers inside the blocks.
-    Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
+    In a model without known blocks each layer is a block of its own.
+    globs: patterns of the layers' paths, none = all layers inside the blocks, or all but the head.
+    Raises: TargetError for adapters, no layers, a glob that matches nothing, and one that matches
     only layers outside the blocks.
     """
     model = base_of(host)
@@ -273,9 +275,7 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
         raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
     all_blocks = blocks(model)
     if not all_blocks:
-        subject, got = f"blocks of {type(model).__name__}", "none that are known"
-        fix = "Take a transformer of timm or transformers, or a schedule: fit(..., Gradual())."
-        raise TargetError(subject, got=got, want="blocks with an mlp and an attention", fix=fix)
+        return _layer_by_layer(model, globs)
     stops: list[Stop] = []
     used: set[str] = set()
     for path, block in all_blocks:
@@ -295,6 +295,24 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
             used.add(path)
             stops.append(Stop(path, module, {path: layer}, outside=True))
     _check_globs(model, [g for g in globs if g not in used])
+    return stops
+
+
+def _layer_by_layer(model: nn.Module, globs: Sequence[str]) -> list[Stop]:
+    """Return the layers of a model without known blocks; each has a forward of the whole model."""
+    heads = heads_of(model)
+    stops: list[Stop] = []
+    used: set[str] = set()
+    for path, layer in _matrices(model):
+        hits = [g for g in globs if matches(path, layer.owner, g)]
+        used |= set(hits)
+        if hits or not (globs or any(layer.owner is head for head in heads)):
+            stops.append(Stop(path, layer.owner, {path: layer}, outside=True))
+    _check_globs(model, [g for g in globs if g not in used])
+    if not stops:
+        subject, got = f"layers of {type(model).__name__}", "none, or a head alone"
+        fix = "Give a model that has some, or name the head in layers=[...]."
+        raise TargetError(subject, got=got, want="linear layers or convolutions", fix=fix)
     return stops
 
 

@@ -71,12 +71,13 @@ def walk_blocks(
     with torch.no_grad(), evaluating(model), caches, kept.undone_on_error():
         # finished blocks are restored, and the walk continues behind them
         chained = [stop for stop in stops if not stop.outside]
-        flow = flow_of(model, chained, batches) if needs else Still()
+        flow = flow_of(model, chained, batches) if needs and chained else Still()
         finished = kept.restored(stops, flow)
         for number, stop in enumerate(stops[len(finished) :], len(finished)):
             clock = time.perf_counter()
             # a head reads the last block's output: the whole model is run, one sample at a time
-            block_flow = Whole(model, rowwise(batches)) if needs and stop.outside else flow
+            samples = rowwise(batches) if chained else batches
+            block_flow = Whole(model, samples) if needs and stop.outside else flow
             before, edited = None, list[dict[str, Any]]()
             # 1. the inputs of the block's layers: all at once, or group by group behind edited ones
             groups = [stop.layers]

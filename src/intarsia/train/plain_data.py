@@ -1,0 +1,77 @@
+"""Data sets out of plain arrays and tensors, and out of a loader of batches."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from ..core.errors import DataError
+from .order import IGNORED
+
+
+def as_dataset(data: Any, labels: Any = None, *, unlabelled: bool = False) -> Any:
+    """Return plain data as a map-style data set, and every other thing as it is.
+
+    data: (inputs, labels), two tensors or arrays of one length; inputs alone, (n, ...), with
+      `labels` next to them; rows of token ids, whole numbers (n, T), which are their own labels;
+      or a loader, whose own data set is read, in this library's order and batches.
+    unlabelled: inputs alone get the label -100, for work that does not look at it.
+    Raises: DataError for inputs and labels of two lengths, and inputs that lack labels.
+    """
+    if isinstance(data, DataLoader):
+        return _dataset_of(data)
+    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_array, data)) and labels is None:
+        data, labels = data
+    if not _is_array(data):
+        return data
+    x = _tensor(data)
+    if labels is not None:
+        y = _tensor(labels)
+        if len(x) != len(y):
+            subject, got = "inputs and labels", f"{len(x)} and {len(y)} of them"
+            raise DataError(subject, got=got, want="one label for each", fix="Give both whole.")
+        return TensorDataset(x, y)
+    if not unlabelled and x.dtype == torch.int64 and x.ndim == 2:
+        return [{"input_ids": row, "labels": row} for row in x]
+    if not unlabelled:
+        want, fix = "labels next to it", "Give both as one pair: (x, y), or TensorDataset(x, y)."
+        raise DataError("data", got=f"a tensor {tuple(x.shape)} alone", want=want, fix=fix)
+    return TensorDataset(x, torch.full((len(x),), IGNORED))
+
+
+def are_labels(data: Any, labels: Any) -> bool:
+    """Return True if two things are inputs and their labels: `fit(model, x, y)`."""
+    return _is_array(data) and _is_array(labels)
+
+
+def _is_array(thing: Any) -> bool:
+    return isinstance(thing, Tensor | np.ndarray) and thing.ndim > 0
+
+
+def _tensor(array: Any) -> Tensor:
+    """Return an array as a tensor of the types that layers and losses take."""
+    tensor = torch.as_tensor(array)
+    if tensor.dtype == torch.float64:
+        return tensor.to(torch.get_default_dtype())
+    return tensor.long() if tensor.dtype in (torch.int32, torch.int16) else tensor
+
+
+def _dataset_of(loader: DataLoader[Any]) -> Any:
+    """Return the data set of a loader that does nothing but batch and shuffle, with a warning."""
+    ordinary = isinstance(loader.sampler, RandomSampler | SequentialSampler)
+    if not ordinary or loader.collate_fn is not default_collate or loader.batch_size is None:
+        return loader  # which is refused, with what to give instead
+    text = "the loader's own data set is read, without its batch_size and shuffle: batch_size="
+    warnings.warn(f"{text}... says how many samples a step has", stacklevel=4)
+    return loader.dataset
