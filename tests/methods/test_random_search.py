@@ -110,6 +110,14 @@ def test_one_draw_is_the_random_choice() -> None:
     assert any(all(torch.equal(o.units[p], u) for p, u in first.items()) for o in several)
 
 
+def test_a_plan_has_the_units_of_the_rank_that_was_asked_for() -> None:
+    ranked = search(mlp(), RandomSearch(0.5, 4), [batch()], seed=4)
+    for rank, candidate in enumerate(ranked):
+        plan = RandomSearch(0.5, 4, rank=rank).plan(mlp(), [batch()], seed=4)
+        assert plan.decided["score"] == candidate.score
+        assert plan.decided["kept"] == {p: u.tolist() for p, u in candidate.units.items()}
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_more_draws_end_no_worse(score: str) -> None:
     best = [

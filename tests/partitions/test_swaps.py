@@ -45,17 +45,17 @@ def test_errors_shrink_and_rows_keep_their_number(
         last = now.abs()
 
 
-@given(st.integers(0, 200))
-def test_one_swap_of_one_row_is_the_paper_s(seed: int) -> None:
+@given(st.integers(0, 200), st.sampled_from([0.5, 1.0, 2.0]))
+def test_one_swap_of_one_row_is_the_paper_s(seed: int, power: float) -> None:
     w, stats = drawn(1, 8, seed=seed), seen(8, seed)
     score = wanda(w, stats)
     mask = keep_rows({"w": score}, 0.5).mask("w", 0)
-    swapped = swap(w, mask, stats, score, cycles=1, tolerance=0).kept
+    swapped = swap(w, mask, stats, score, cycles=1, tolerance=0, power=power).kept
     gain = (w * stats.mean)[0]
     error = float(eps(w, mask, stats))
     sign = 1 if error > 0 else -1
     pruned = [j for j in range(8) if not mask[0, j]]
-    grows = max(pruned, key=lambda j: sign * float(gain[j] / stats.variance[j]))
+    grows = max(pruned, key=lambda j: sign * float(gain[j] / stats.variance[j] ** power))
     goes = [j for j in range(8) if bool(mask[0, j]) and sign * float(gain[j]) < 0]
     want = mask.clone()
     if goes:

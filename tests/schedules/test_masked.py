@@ -227,14 +227,15 @@ def test_rigl_exchanges_weights_and_keeps_their_number() -> None:
     assert any(not torch.equal(start[n], after[n]) for n in start)
 
 
+@pytest.mark.parametrize("factors", [[torch.nan, 1.0, torch.inf], [1.0, 1.0, torch.inf]])
 @pytest.mark.parametrize("store", ["dense", "vectors"])
-def test_gradients_that_overflow_change_no_mask(store: str) -> None:
+def test_gradients_that_overflow_change_no_mask(store: str, factors: list[float]) -> None:
     model: Any = net()
     masking = Masking(RigL(0.5, every=1, store=store), model, 0)
     before = masking.digest()
     with masking.masked.training():
         masking.before(1, 10)
-        (model(torch.ones(2, 6)) * torch.tensor([torch.nan, 1.0, torch.inf])).sum().backward()
+        (model(torch.ones(2, 6)) * torch.tensor(factors)).sum().backward()
     assert masking.replaces(1, 10)
     masking.regrow(1, 10)
     assert masking.digest() == before and not masking.changes

@@ -53,6 +53,20 @@ def naive(x: torch.Tensor, weights: torch.Tensor, sizes: list[int]) -> torch.Ten
     return x
 
 
+def test_first_weights_reach_as_far_as_their_fan_allows() -> None:
+    decoder = SignalDecoder(replace(TINY, width=16), generator=seeded())
+    for weights in decoder.maps:
+        # uniform around the identity, up to 1 / p
+        p = len(weights)
+        drawn = (weights - torch.eye(p, dtype=weights.dtype)).detach() * p
+        assert float(drawn.abs().max()) <= 1 + 1e-5 and float(drawn.abs().max()) > 0.9
+        assert abs(float(drawn.square().mean()) - 1 / 3) < 0.1
+    for layer in decoder.convolutions:
+        fan = layer.weight[0].numel()
+        assert 0.9 < float(layer.weight.detach().abs().max()) * math.sqrt(fan) <= 1 + 1e-5
+        assert float(layer.bias.detach().abs().max()) <= 1 / math.sqrt(len(layer.bias)) + 1e-6
+
+
 def test_a_siren_of_rows_is_each_row_by_itself() -> None:
     sizes = [3, 5, 4, 2]
     weights = torch.randn(3, 20 + 24 + 10, generator=seeded(), dtype=torch.float64) * 0.1

@@ -51,6 +51,7 @@ def test_deleted_documents_are_found_no_more(toy: Any, docs: Docs, tmp_path: Pat
     assert [h.id for h in index.search("cat dog", two_phase=2)] == ["b", "a"]
     again = SparseIndex.load(index.save(tmp_path / "i"))
     assert _same(again, index) and "d" not in again
+    assert [name for name, _ in index.documents()] == [name for name, _ in docs if name != "d"]
     without = SparseIndex.build(toy, [row for row in docs if row[0] != "d"])
     assert [h.id for h in again.merge().search("cat dog")] == ["b", "a"]
     assert _same(again, without)
