@@ -26,6 +26,7 @@ SAYS = {
     ),
     "language_model": ("perplexity of the test rows", "PEFT adapter: adapter"),
     "upcycle_and_route": ("food:", "town:"),
+    "stamps": ("animals 3, food 3",),
 }
 
 
