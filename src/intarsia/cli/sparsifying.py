@@ -191,7 +191,7 @@ def _pruned(
         "density": done.density,
         "perplexity": {"dense": dense, "pruned": pruned, "rows": test},
         "bytes": dict(done.bytes),
-        "parts": bytes_by_part(host, stops_of(host, method.layers)),
+        "parts": bytes_by_part(host, stops_of(host, method.layers, any_model=True)),
         "seconds": seconds,
     }
     if recover is not None:

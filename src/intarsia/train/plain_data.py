@@ -1,20 +1,13 @@
-"""Data sets out of plain arrays and tensors, and out of a loader of batches."""
+"""Data sets out of plain arrays and tensors."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    RandomSampler,
-    SequentialSampler,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import TensorDataset
 
 from ..core.errors import DataError
 from .order import IGNORED
@@ -24,13 +17,10 @@ def as_dataset(data: Any, labels: Any = None, *, unlabelled: bool = False) -> An
     """Return plain data as a map-style data set, and every other thing as it is.
 
     data: (inputs, labels), two tensors or arrays of one length; inputs alone, (n, ...), with
-      `labels` next to them; rows of token ids, whole numbers (n, T), which are their own labels;
-      or a loader, whose own data set is read, in this library's order and batches.
+      `labels` next to them; or rows of token ids, whole numbers (n, T), which are their own labels.
     unlabelled: inputs alone get the label -100, for work that does not look at it.
     Raises: DataError for inputs and labels of two lengths, and inputs that lack labels.
     """
-    if isinstance(data, DataLoader):
-        return _dataset_of(data)
     if isinstance(data, tuple) and len(data) == 2 and all(map(_is_array, data)) and labels is None:
         data, labels = data
     if not _is_array(data):
@@ -65,13 +55,3 @@ def _tensor(array: Any) -> Tensor:
     if tensor.dtype == torch.float64:
         return tensor.to(torch.get_default_dtype())
     return tensor.long() if tensor.dtype in (torch.int32, torch.int16) else tensor
-
-
-def _dataset_of(loader: DataLoader[Any]) -> Any:
-    """Return the data set of a loader that does nothing but batch and shuffle, with a warning."""
-    ordinary = isinstance(loader.sampler, RandomSampler | SequentialSampler)
-    if not ordinary or loader.collate_fn is not default_collate or loader.batch_size is None:
-        return loader  # which is refused, with what to give instead
-    text = "the loader's own data set is read, without its batch_size and shuffle: batch_size="
-    warnings.warn(f"{text}... says how many samples a step has", stacklevel=4)
-    return loader.dataset

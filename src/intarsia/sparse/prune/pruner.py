@@ -128,7 +128,7 @@ class Pruner(Change):
         DataError for no data where the method reads some, or too little; ShapeError for a pattern
         that does not divide a layer's inputs.
         """
-        stops = stops_of(host, self.layers)
+        stops = stops_of(host, self.layers, any_model=True)
         _check_widths(stops, self.n_of_m)
         rows = tuple(batches) if self.needs else ()
         if self.needs:
@@ -194,7 +194,7 @@ def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict
 
     host: changed in place; plan: calibration data, seed and output folder.
     """
-    stops = stops_of(host, method.layers)
+    stops = stops_of(host, method.layers, any_model=True)
     keeping = Keeping(plan.out, plan.resume, plan.report)
     walk = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
@@ -261,12 +261,12 @@ def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
     return float((difference.clamp_min(0) / total.clamp_min(1e-30)).sqrt())
 
 
-def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
+def stops_of(host: nn.Module, globs: Sequence[str], *, any_model: bool = False) -> list[Stop]:
     """Return the blocks of a model in order, each with its layers to prune.
 
-    In a model without known blocks each layer is a block of its own.
-    globs: patterns of the layers' paths, none = all layers inside the blocks, or all but the head.
-    Raises: TargetError for adapters, no layers, a glob that matches nothing, and one that matches
+    globs: patterns of the layers' paths, none = all layers inside the blocks. any_model: in a model
+    without known blocks each layer but the head is a block of its own.
+    Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
     only layers outside the blocks.
     """
     model = base_of(host)
@@ -274,8 +274,12 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
         fix = "Fold the adapters first: model = intarsia.fold(model)."
         raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
     all_blocks = blocks(model)
-    if not all_blocks:
+    if not all_blocks and any_model:
         return _layer_by_layer(model, globs)
+    if not all_blocks:
+        subject, got = f"blocks of {type(model).__name__}", "none that are known"
+        fix = "Take a transformer of timm or transformers, or a schedule: fit(..., Gradual())."
+        raise TargetError(subject, got=got, want="blocks with an mlp and an attention", fix=fix)
     stops: list[Stop] = []
     used: set[str] = set()
     for path, block in all_blocks:
@@ -446,7 +450,9 @@ def sparsify_report(model: nn.Module) -> Sparsified:
         fix = "Call it on the model that intarsia.sparsify(model) returns, before it is saved."
         raise ConfigError("model", got="one without a record of it", want="a pruned one", fix=fix)
     pruner: Any = plans[-1].change
-    return Sparsified(tuple(plans[-1].found), bytes_of(stops_of(model, pruner.layers)))
+    return Sparsified(
+        tuple(plans[-1].found), bytes_of(stops_of(model, pruner.layers, any_model=True))
+    )
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
