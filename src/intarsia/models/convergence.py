@@ -70,7 +70,7 @@ class Convergence:
     def slope(self, name: str, *, start: bool = False) -> float:
         """Return the slope of log error against log n; -1/2 is the parametric rate.
 
-        start: of the starts, where it is 0 but for chance.
+        start: take the errors of the starts, where the slope is 0 but for chance.
         """
         errors = (self.starts if start else self.errors)[name]
         return float(np.polyfit(np.log(self.sizes), np.log(errors), 1)[0])

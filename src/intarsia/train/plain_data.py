@@ -32,7 +32,7 @@ def as_dataset(data: Any, labels: Any = None, *, unlabelled: bool = False) -> An
             subject, got = "inputs and labels", f"{len(x)} and {len(y)} of them"
             raise DataError(subject, got=got, want="one label for each", fix="Give both whole.")
         return TensorDataset(x, y)
-    if not unlabelled and x.dtype == torch.int64 and x.ndim == 2:
+    if not unlabelled and _are_ids(x):
         return [{"input_ids": row, "labels": row} for row in x]
     if not unlabelled:
         want, fix = "labels next to it", "Give both as one pair: (x, y), or TensorDataset(x, y)."
@@ -41,8 +41,16 @@ def as_dataset(data: Any, labels: Any = None, *, unlabelled: bool = False) -> An
 
 
 def are_labels(data: Any, labels: Any) -> bool:
-    """Return True if two things are inputs and their labels: `fit(model, x, y)`."""
-    return _is_array(data) and _is_array(labels)
+    """Return True if two things are inputs and their labels: `fit(model, x, y)`.
+
+    Two arrays of rows of token ids are two sets.
+    """
+    arrays = _is_array(data) and _is_array(labels)
+    return arrays and not (_are_ids(_tensor(data)) and _are_ids(_tensor(labels)))
+
+
+def _are_ids(array: Tensor) -> bool:
+    return array.dtype == torch.int64 and array.ndim == 2
 
 
 def _is_array(thing: Any) -> bool:

@@ -104,9 +104,9 @@ def features(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
-    They are in the dataset's order, in every process; of inputs (n, ...) alone the features
-    alone are returned. task: reads the labels; None = one class for
-    each image. batch_size: samples in a forward; workers: processes that load data.
+    They are in the dataset's order, in every process; of inputs (n, ...) alone the features alone
+    are returned. task: reads the labels; None = one class for each image. batch_size: samples in a
+    forward; workers: processes that load data.
     Raises: ConfigError for a model without one head.
     """
     heads = heads_of(bare(model))
@@ -178,12 +178,12 @@ def converged_probe(
     x: (n, d) array, or a sparse matrix of scipy, which is taken as it is.  y: (n,) class numbers;
     or (n, classes) of 0 and 1, where several labels apply: then each has a regression of its own.
     fold: (n,) fold of each row; held: so many folds are left out in turn, one alone judges the
-    choice that it makes.  strengths: None = eight or nine values that suit each scaling.
+    choice that it makes.  strengths: None = seven to ten values that suit each scaling.
     scalings: those of dense features that are compared.
     Not for features by the hundred thousand rows: all of them are in memory, in float64.
     """
-    kinds = ("rows",) if issparse(x) else scalings
-    penalties = {kind: STRENGTHS[kind] if strengths is None else strengths for kind in kinds}
+    names = ("rows",) if issparse(x) else scalings
+    penalties = {name: STRENGTHS[name] if strengths is None else strengths for name in names}
     # threads that wait for each other after products this small cost more than they save
     with (
         threadpool_limits(1 if issparse(x) or x.size < MANY else None),
@@ -207,15 +207,17 @@ def _fit_folds(
     penalties: Mapping[str, Sequence[float]],
 ) -> Probe:
     """Return the probe at the best penalty, see `converged_probe`."""
-    pairs: list[Penalty] = [(kind, c) for kind, strengths in penalties.items() for c in strengths]
+    pairs: list[Penalty] = [
+        (scaling, c) for scaling, strengths in penalties.items() for c in strengths
+    ]
     answers = {
         pair: torch.full((len(y), classes), torch.nan, dtype=torch.float64) for pair in pairs
     }
     for number in range(held):
         left_out = fold == number
-        for kind, strengths in penalties.items():
-            for c, (weight, bias) in _path(x[~left_out], y[~left_out], classes, kind, strengths):
-                answers[kind, c][left_out] = torch.from_numpy(x[left_out] @ weight.T + bias)
+        for scaling, strengths in penalties.items():
+            for c, (weight, bias) in _path(x[~left_out], y[~left_out], classes, scaling, strengths):
+                answers[scaling, c][left_out] = torch.from_numpy(x[left_out] @ weight.T + bias)
     labels, numbers = torch.from_numpy(y), torch.from_numpy(fold)
 
     def best_by(rows: Tensor) -> Penalty:
@@ -223,7 +225,7 @@ def _fit_folds(
         return min(pairs, key=merit.__getitem__)
 
     judged = numbers < held  # rows of folds that were left out
-    kind, strength = best = best_by(judged)
+    scaling, strength = best = best_by(judged)
     held_out = answers[best].clone()
     for number in range(held if held > 1 else 0):
         rows = numbers == number
@@ -232,10 +234,10 @@ def _fit_folds(
         scale = _relative_scale(answers[best][judged], answers[pair][judged], labels[judged])
         held_out[rows] = answers[pair][rows] * scale
     # from the smallest, as on the folds: a fit begins where the last one ended
-    path = [c for c in penalties[kind] if c <= strength]
-    weight, bias = dict(_path(x, y, classes, kind, path))[strength]
+    path = [c for c in penalties[scaling] if c <= strength]
+    weight, bias = dict(_path(x, y, classes, scaling, path))[strength]
     tensors = (torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
-    return Probe(*tensors, strength, kind, held_out.float())
+    return Probe(*tensors, strength, scaling, held_out.float())
 
 
 def _relative_scale(target: Tensor, logits: Tensor, labels: Tensor) -> float:
@@ -246,10 +248,10 @@ def _relative_scale(target: Tensor, logits: Tensor, labels: Tensor) -> float:
 
 
 def _path(
-    x: Any, y: np.ndarray, classes: int, kind: str, strengths: Sequence[float]
+    x: Any, y: np.ndarray, classes: int, scaling: str, strengths: Sequence[float]
 ) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
     """Yield (C, (W, b)) on the raw features for each strength, each fit begun from the last."""
-    if kind == "rows":
+    if scaling == "rows":
         rows, mean, scale = x, np.zeros(x.shape[1]), np.ones(x.shape[1])
         basis = None
     else:
@@ -257,7 +259,7 @@ def _path(
         mean, scale = wide.mean(0), wide.std(0)
         # a feature that is constant says nothing: it keeps weight 0
         constant = scale <= CONSTANT * max(float(scale.max(initial=0.0)), 1.0)
-        if kind == "one":  # features of one unit keep what they weigh
+        if scaling == "one":  # features of one unit keep what they weigh
             scale = np.full_like(scale, np.sqrt((scale**2).mean()))
         scale[constant] = np.inf
         rows, basis = (wide - mean) / scale, None

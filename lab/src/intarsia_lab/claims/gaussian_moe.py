@@ -60,7 +60,7 @@ def _row(
 ) -> dict[str, Any]:
     """Return a table row: how fast one kind of parameter is learned with one gate.
 
-    start: of the searches' starts instead of their ends.
+    start: take the searches' starts instead of their ends.
     """
     fits = [study_of_seed[gate] for study_of_seed in studies]
     slopes_of_seeds = [fit.slope(name, start=start) for fit in fits]
@@ -109,7 +109,7 @@ CLAIMS = (
     study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
-        scale="The paper's theorem is on any mixture of its kind; this is one of two experts.",
+        scale="The paper's theorem is on any mixture of its kind; this one has two experts.",
         unit="slope of log error against log n",
         work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
