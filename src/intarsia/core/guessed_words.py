@@ -25,7 +25,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "d_model": ("width",),
     "n_neighbors": ("neighbours",),
     "max_new_tokens": ("tokens",),
-    "num_tokens": ("tokens",),
+    "num_tokens": ("tokens", "prompts"),
     "input_ids": ("ids",),
     "attention_mask": ("mask",),
     "devices": ("topology",),

@@ -62,6 +62,8 @@ def test_it_answers_for_users_and_for_histories_and_comes_back(
     history = [shop.item_ids[i] for i in shop.items[shop.users == 0]]
     # the newest events of a user count, also those after the fit
     assert again.recommend("u0", 5) == again.recommend(history, 5)
+    done.save(tmp_path / "saved")
+    assert open_recommender(tmp_path / "saved").recommend("u0", 5) == again.recommend("u0", 5)
 
 
 def test_it_is_an_estimator_of_events(shop: Interactions) -> None:

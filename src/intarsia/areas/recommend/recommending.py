@@ -39,11 +39,15 @@ Parts = tuple[Interactions, Interactions, Interactions]
 
 @dataclass(frozen=True)
 class FittedRecommender:
-    """A trained recommender: its run, full-sort measures on the test part, tables as written."""
+    """A trained recommender: its run, full-sort measures on the test part, tables as written.
+
+    built_of: the training events.
+    """
 
     model: Recommender
     run: Run
     measures: Mapping[str, float]
+    built_of: Interactions
     tables: tuple[SavedTable, ...] = ()
 
     def recommend(
@@ -51,6 +55,13 @@ class FittedRecommender:
     ) -> list[Recommendation]:
         """Return the k best items, best first, see `Recommender.recommend`."""
         return self.model.recommend(query, k, exclude_seen=exclude_seen)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the recommender into a folder, which `open_recommender` opens.
+
+        Raises: TrainingError if it cannot be written.
+        """
+        save_recommender(self.model, folder, self.built_of)
 
 
 def parts_of(data: Interactions, data_of: str) -> Parts:
@@ -126,7 +137,7 @@ def fit_recommender(
         finish=finish,
         record={"recommender": method_key(settings)},
     )
-    return FittedRecommender(model, run, outputs["measures"], outputs.get("tables", ()))
+    return FittedRecommender(model, run, outputs["measures"], train, outputs.get("tables", ()))
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
