@@ -65,6 +65,18 @@ class Format(abc.ABC):
         """
         return None
 
+    @property
+    def row_group(self) -> int | None:
+        """Rows that are stored together: `part` begins at a multiple of it; None = no parts."""
+        return None
+
+    def part(self, stored: Stored, first: int, count: int) -> dict[str, Tensor]:
+        """Return the stored tensors of some rows of a matrix, as views where memory allows it.
+
+        first, count: multiples of `row_group`. Raises: NotImplementedError without one.
+        """
+        raise NotImplementedError(f"{self} does not store rows apart")
+
 
 def nbytes(stored: Stored) -> int:
     """Count the bytes of all that is stored."""

@@ -106,6 +106,16 @@ class BlockInt(Format):
         codes = kernels.unbundled(stored["codes"], self.bits)
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
+    @property
+    def row_group(self) -> int:
+        """Rows of a bundle, 16."""
+        return BUNDLE
+
+    def part(self, stored: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+        """Return the bundles of some rows, as views.  first, count: multiples of 16."""
+        bundles = slice(first // BUNDLE, (first + count) // BUNDLE)
+        return {name: tensor[bundles] for name, tensor in stored.items()}
+
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale, b bits.
 

@@ -79,6 +79,19 @@ class Ternary(Format):
         levels = levels_of(rows)
         return self.stored(nearest(rows, levels), levels)
 
+    @property
+    def row_group(self) -> int:
+        """1: rows are stored one after another."""
+        return 1
+
+    def part(self, stored: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+        """Return the stored tensors of some rows, as views but for their offsets."""
+        # offsets count codes from the start of the whole; a part's offsets begin at 0 again
+        offsets = stored["row_offsets"][first : first + count + 1]
+        codes = stored["codes"][int(offsets[0]) : int(offsets[-1])]
+        levels = stored["levels"][first : first + count]
+        return {"codes": codes, "row_offsets": offsets - offsets[0], "levels": levels}
+
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the file for weights that are rounded to levels already.
 

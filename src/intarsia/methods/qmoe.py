@@ -22,8 +22,7 @@ from ..decode.native_generation import generates, with_native_generate, without_
 from ..formats import Ternary
 from ..formats.ternary import entropy, levels_of, nearest
 from ..hosts.anatomy.blocks import base_of
-from ..kernels.experts import stacked_matrices
-from ..mixtures.packed_experts import PackedStack, packed, packed_experts, room, unpacked
+from ..mixtures.packed_experts import PackedStack, put_stacks, stack_shape, unpack_stacks
 from ..partitions.stacks import compensate_stack
 from ..scores import Statistics
 from ..sparse.prune.matrices import Matrix
@@ -150,15 +149,13 @@ class Qmoe(Change):
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, MixturePacking) else None
-        stacks: dict[str, dict[str, PackedStack]] = {}
+        stacks: dict[str, PackedStack] = {}
         for path, layout in decided["stacks"].items():
-            owner, _, stack = path.rpartition(".")
             # The plan may be of another model: sizes are compared before anything is replaced.
-            shape = _checked_shape(model, path, layout)
-            parts = room(shape, int(layout["codes"])) if stored is None else stored[path]
-            stacks.setdefault(owner, {})[stack] = PackedStack(self.form, parts, shape)
-        for owner, packed_stacks in stacks.items():
-            model.set_submodule(owner, packed(model.get_submodule(owner), packed_stacks))
+            shape = stack_shape(model, path, layout["shape"])
+            parts = _room(path, shape, layout) if stored is None else stored[path]
+            stacks[path] = PackedStack(self.form, parts, shape)
+        put_stacks(model, stacks)
         if generates(model):
             with_native_generate(model)
         return host
@@ -170,11 +167,7 @@ class Qmoe(Change):
         """
         plain = copy.deepcopy(host)
         model = base_of(plain)
-        for path, experts in packed_experts(model).items():
-            original: Any = experts.shell
-            # Fused experts of transformers may hold (in, out); unpacking gives back that layout.
-            transposed = bool(getattr(original, "is_transposed", False))
-            model.set_submodule(path, unpacked(experts, dict.fromkeys(experts.stacks, transposed)))
+        unpack_stacks(model, Ternary)
         without_native_generate(model)
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Qmoe)))
         return plain
@@ -311,24 +304,20 @@ def _mean_output_error(
     return sum(errors) / len(errors) if errors else None
 
 
-def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the sizes (E, out, in) of a stack in a plan, which must be those in the model."""
-    owner, _, name = path.rpartition(".")
-    module = dict(model.named_modules()).get(owner)
-    matrices = {} if module is None else stacked_matrices(module)
-    model_shape: list[int] = list(getattr(module, name).shape) if name in matrices else []
-    # A stack that is held as (E, in, out) is compared as (E, out, in).
-    if matrices.get(name):
-        model_shape = [model_shape[0], model_shape[2], model_shape[1]]
-    experts, rows, width = (int(side) for side in layout["shape"])
-    if (
-        model_shape != [experts, rows, width]
-        or not 0 <= int(layout["codes"]) <= experts * rows * width
-    ):
-        got, want = f"{model_shape or 'none'} in the model", f"a stack of {[experts, rows, width]}"
-        fix = "Create the mixture as it was, from the same pretrained model."
+def _room(path: str, shape: Sequence[int], layout: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return placeholders with the shapes and types of a file's tensors, which take no memory."""
+    rows, codes = shape[0] * shape[1], int(layout["codes"])
+    if not 0 <= codes <= rows * shape[2]:
+        got, want = f"{codes} words", f"at most {rows * shape[2]}"
+        fix = "Copy the folder again from its source."
         raise CheckpointError(f"experts {path!r}", got=got, want=want, fix=fix)
-    return experts, rows, width
+    sizes = {
+        "codes": ((codes,), torch.uint16),
+        "row_offsets": ((rows + 1,), torch.int64),
+        "levels": ((rows, 2), torch.bfloat16),
+    }
+    # one number, expanded: loading puts the file's mapped tensor in its place
+    return {n: torch.zeros(1, dtype=d).expand(s) for n, (s, d) in sizes.items()}
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Format
-from ..core.errors import ConfigError, FoldError
-from ..kernels.experts import ends_of
+from ..core.errors import CheckpointError, ConfigError, FoldError
+from ..kernels.experts import ends_of, stacked_matrices
 from .experts import Experts, StackedExperts
 from .experts_function import arguments
-
-PARTS = ("codes", "row_offsets", "levels")
-
 
 class PackedStack(nn.Module):
     """Matrices (out, in) of E experts, stored by a format as one tall matrix of E out rows.
 
-    The format stores rows one after another, so that an expert is a slice of the stored tensors.
-    form: `formats.Ternary`; stored: tensors of the tall matrix; shape: (E, out, in). Buffers that
+    An expert is a part of the stored tensors: out is a multiple of the format's `row_group`.
+    form: with a `row_group`; stored: tensors of the tall matrix; shape: (E, out, in). Buffers that
     are read from a file stay memory-mapped: an expert's pages are read when it is first used.
     """
 
@@ -29,9 +26,14 @@ class PackedStack(nn.Module):
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
         super().__init__()
-        self.form, self.sizes = form, shape
-        for name in PARTS:
-            self.register_buffer(name, stored[name])
+        self.form, self.sizes, self.names = form, shape, tuple(stored)
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """Tensors of the tall matrix, by name."""
+        return {name: self.get_buffer(name) for name in self.names}
 
     def of(self, expert: int, first: int = 0, count: int | None = None) -> dict[str, Tensor]:
         """Return the stored tensors of one expert's matrix, or of some of its rows, as views.
@@ -39,14 +41,7 @@ class PackedStack(nn.Module):
         first, count: the first row and the number of rows, None = all of them.
         """
         rows = self.sizes[1]
-        start = expert * rows + first
-        end = start + (rows if count is None else count)
-        # offsets count codes from the start of the stack; a part's offsets begin at 0 again
-        offsets = self.get_buffer("row_offsets")[start : end + 1]
-        first_code, last_code = int(offsets[0]), int(offsets[-1])
-        codes = self.get_buffer("codes")[first_code:last_code]
-        levels = self.get_buffer("levels")[start:end]
-        return {"codes": codes, "row_offsets": offsets - first_code, "levels": levels}
+        return self.form.part(self.stored, expert * rows + first, rows if count is None else count)
 
     def linear(self, x: Tensor, expert: int) -> Tensor:
         """Compute x W_e^T.  (N, in) -> (N, out)."""
@@ -55,8 +50,7 @@ class PackedStack(nn.Module):
     def decoded(self) -> Tensor:
         """Decode all matrices, (E, out, in) float32."""
         experts, rows, width = self.sizes
-        stored = {name: self.get_buffer(name) for name in PARTS}
-        return self.form.decode(stored, (experts * rows, width)).view(self.sizes)
+        return self.form.decode(self.stored, (experts * rows, width)).view(self.sizes)
 
     @property
     def weights(self) -> int:
@@ -82,7 +76,7 @@ class PackedStack(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Take the tensors of a state dict without copying them: a file's tensors stay mapped."""
-        for name in PARTS:
+        for name in self.names:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (
                 new is not None
@@ -250,16 +244,44 @@ def packed_stacks(model: nn.Module) -> list[PackedStack]:
     return [m for m in model.modules() if isinstance(m, PackedStack)]
 
 
-def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
-    """Return placeholders with the shapes and types of a file's tensors, which take no memory.
+def put_stacks(model: nn.Module, stacks: Mapping[str, PackedStack]) -> None:
+    """Replace stacks of experts by packed ones, in place.
 
-    shape: (E, out, in) of the stack.
+    stacks: path of a parameter, such as "mlp.experts.down_proj", -> the packed matrices.
     """
-    rows = shape[0] * shape[1]
-    sizes = {
-        "codes": ((codes,), torch.uint16),
-        "row_offsets": ((rows + 1,), torch.int64),
-        "levels": ((rows, 2), torch.bfloat16),
-    }
-    # one number, expanded: loading puts the file's mapped tensor in its place
-    return {n: torch.zeros(1, dtype=d).expand(s) for n, (s, d) in sizes.items()}
+    by_owner: dict[str, dict[str, PackedStack]] = {}
+    for path, stack in stacks.items():
+        owner, _, name = path.rpartition(".")
+        by_owner.setdefault(owner, {})[name] = stack
+    for owner, some in by_owner.items():
+        model.set_submodule(owner, packed(model.get_submodule(owner), some))
+
+
+def unpack_stacks(model: nn.Module, kind: type[Format]) -> None:
+    """Put plain experts in the place of those that a format stores, in place."""
+    for path, experts in packed_experts(model).items():
+        if not all(isinstance(cast(Any, stack).form, kind) for stack in experts.stacks.values()):
+            continue
+        # fused experts of transformers may hold (in, out); unpacking gives back that layout
+        transposed = bool(getattr(experts.shell, "is_transposed", False))
+        model.set_submodule(path, unpacked(experts, dict.fromkeys(experts.stacks, transposed)))
+
+
+def stack_shape(model: nn.Module, path: str, shape: Iterable[int]) -> tuple[int, int, int]:
+    """Return the sizes (E, out, in) of a stack in a plan, which must be those in the model.
+
+    path: of the parameter. Raises: CheckpointError.
+    """
+    owner, _, name = path.rpartition(".")
+    module: Any = dict(model.named_modules()).get(owner)
+    matrices = {} if module is None else stacked_matrices(module)
+    sizes: list[int] = list(getattr(module, name).shape) if name in matrices else []
+    # a stack that is held as (E, in, out) is compared as (E, out, in)
+    if matrices.get(name):
+        sizes = [sizes[0], sizes[2], sizes[1]]
+    experts, rows, width = map(int, shape)
+    if sizes != [experts, rows, width]:
+        got, want = f"{sizes or 'none'} in the model", f"a stack of {[experts, rows, width]}"
+        fix = "Create the mixture as it was, from the same pretrained model."
+        raise CheckpointError(f"experts {path!r}", got=got, want=want, fix=fix)
+    return experts, rows, width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from ...formats.packed_linear import PackedLinear, unpacked
 from ...hosts.anatomy.blocks import base_of
 from ...hosts.changing import apply_plan
 from ...hosts.in_memory import is_finite
+from ...mixtures.packed_experts import PackedStack, put_stacks, stack_shape, unpack_stacks
 from ..prune.matrices import Matrix, seeing
 from ..prune.pruner import Keeping, stops_of
 from ..prune.rows import batched, check_rows, digest_of, inputs_of
@@ -55,7 +57,8 @@ def format_named(name: str, **settings: Any) -> Format:
 class Compress(Change):
     """Change that stores linear layers in a format; its products read the stored tensors.
 
-    Embeddings, heads, norms, routers, experts in stacks and convolutions stay as they are.
+    Experts in stacks are stored where the format stores rows apart (`BlockInt`) and an expert has a
+    multiple of 32 rows. Embeddings, heads, norms, routers and convolutions stay as they are.
 
     Raises: as the format; TargetError in `plan` for a model with adapters, or without such layers.
     Source: Deep Compression (arXiv:1510.00149), for weights that stay compressed in memory. Not for
@@ -107,7 +110,7 @@ class Compress(Change):
         host: the model; batches: calibration data, read only for a format that chooses its codes by
         the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
         """
-        matrices = matrices_of(host, self.layers)
+        matrices, stacks = matrices_of(host, self.layers), stacks_of(host, self)
         # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if self.format.needs else ()
         moments = _second_moments(host, self.format, matrices, rows)
@@ -117,6 +120,9 @@ class Compress(Change):
         }
         calibration = {"calibration": digest_of(rows)} if rows else {}
         shapes = {path: tuple(m.read().shape) for path, m in matrices.items()}
+        for path, stack in stacks.items():
+            shapes[path] = tuple(stack.shape)
+            stored[path] = self.format.encode(_finite(path, stack.flatten(0, 1)))
         return packing(self, seed, shapes, stored, calibration)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
@@ -137,9 +143,15 @@ class Compress(Change):
             parts = _allocate(path, sketch) if stored is None else stored[path]
             packed[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
             packed[path].train(layer.training)
+        stacks: dict[str, PackedStack] = {}
+        for path, sketch in decided.get("stacks", {}).items():
+            shape = stack_shape(model, path, sketch["shape"])
+            parts = _allocate(path, sketch, mapped=True) if stored is None else stored[path]
+            stacks[path] = PackedStack(self.format, parts, shape)
         # every layer is built and checked before the first one is replaced
         for path, layer in packed.items():
             model.set_submodule(path, layer)
+        put_stacks(model, stacks)
         if generates(model):
             with_native_generate(model)
         return host
@@ -151,6 +163,7 @@ class Compress(Change):
         for path, layer in list(model.named_modules()):
             if isinstance(layer, PackedLinear):
                 model.set_submodule(path, unpacked(layer))
+        unpack_stacks(model, type(self.format))
         without_native_generate(model)
         # the copy is recorded as a model without this change
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
@@ -176,12 +189,14 @@ def packing(
 ) -> Packing:
     """Build the plan of a change with stored tensors that are computed already.
 
-    shapes: path -> (out, in) of each layer.
+    shapes: path -> (out, in) of each layer, (E, out, in) of a stack of experts.
     stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
     JSON.
     """
     sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
-    decided = {"layout": LAYOUT, "layers": sketches, **extra}
+    stacks = {path: sketch for path, sketch in sketches.items() if len(sketch["shape"]) == 3}
+    layers = {path: sketch for path, sketch in sketches.items() if path not in stacks}
+    decided = {"layout": LAYOUT, "layers": layers, **({"stacks": stacks} if stacks else {}), **extra}
     decided["sha256"] = _digest(change, decided)
     return Packing(change, seed, decided, stored)
 
@@ -242,7 +257,7 @@ def compress(
     packs: Any = plan.change
     if not force and isinstance(plan, Packing):
         matrices = matrices_of(model, packs.layers)
-        pairs = {path: (matrices[path], s) for path, s in plan.stored.items()}
+        pairs = {path: (m, plan.stored[path]) for path, m in matrices.items()}
         check_faster(packs.format, pairs, refuse=force is False)
     return apply_plan(model, plan)
 
@@ -269,9 +284,31 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     return matrices
 
 
+def stacks_of(host: nn.Module, change: Compress) -> dict[str, Tensor]:
+    """Return the stacks of experts that a format can store, (E, out, in), by path."""
+    if (group := change.format.row_group) is None:
+        return {}
+    stacks: dict[str, Tensor] = {}
+    model = base_of(host)
+    for stop in stops_of(host, change.layers):
+        for name, m in stop.layers.items():
+            path = name.rpartition(".")[0]
+            is_packed = path.rpartition(".")[0].endswith(".shell")
+            # a gate and what it multiplies may lie in one matrix: each has whole groups of rows
+            if m.index is None or is_packed or path in stacks or len(m.read()) % (2 * group):
+                continue
+            stack: Tensor = model.get_parameter(path).detach()
+            stacks[path] = stack.transpose(1, 2) if m.turned else stack
+    return stacks
+
+
 def _checked(path: str, matrix: Matrix) -> Tensor:
     """Return the weight of a layer.  Raises: DataError for NaN or infinity in it."""
-    weight = matrix.read()
+    return _finite(path, matrix.read())
+
+
+def _finite(path: str, weight: Tensor) -> Tensor:
+    """Return a weight.  Raises: DataError for NaN or infinity in it."""
     if not is_finite(weight):
         fix = "Look at how it was trained."
         got = "NaN or infinity"
@@ -329,9 +366,13 @@ def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
         raise CheckpointError(subject, got=got, want=want, fix=fix)
 
 
-def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Allocate tensors of the types and sizes that a file describes; its weights follow."""
-    rows, width = sketch["shape"]
+def _allocate(path: str, sketch: Mapping[str, Any], *, mapped: bool = False) -> dict[str, Tensor]:
+    """Allocate tensors of the types and sizes that a file describes; its weights follow.
+
+    mapped: the file's own tensors will stand in their place, so that they take no memory.
+    """
+    *experts, rows, width = sketch["shape"]
+    rows *= math.prod(experts)
     parts: dict[str, Tensor] = {}
     # a damaged or hostile file must not make us allocate more than the layer could need
     budget = 4 * rows * width + 64 * rows + ROOM
@@ -344,7 +385,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
         budget -= torch.Size(sides).numel() * dtype.itemsize
         if budget < 0:
             raise _damaged(path, f"{name} of shape {shape}")
-        parts[name] = torch.empty(sides, dtype=dtype)
+        parts[name] = torch.empty(1 if mapped else sides, dtype=dtype).expand(sides)
     return parts
 
 
