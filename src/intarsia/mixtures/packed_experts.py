@@ -14,6 +14,7 @@ from ..kernels.experts import ends_of, stacked_matrices
 from .experts import Experts, StackedExperts
 from .experts_function import arguments
 
+
 class PackedStack(nn.Module):
     """Matrices (out, in) of E experts, stored by a format as one tall matrix of E out rows.
 

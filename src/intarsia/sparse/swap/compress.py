@@ -110,7 +110,7 @@ class Compress(Change):
         host: the model; batches: calibration data, read only for a format that chooses its codes by
         the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
         """
-        matrices, stacks = matrices_of(host, self.layers), stacks_of(host, self)
+        matrices, stacks = _targets(host, self.layers, self.format.row_group)
         # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if self.format.needs else ()
         moments = _second_moments(host, self.format, matrices, rows)
@@ -196,7 +196,9 @@ def packing(
     sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
     stacks = {path: sketch for path, sketch in sketches.items() if len(sketch["shape"]) == 3}
     layers = {path: sketch for path, sketch in sketches.items() if path not in stacks}
-    decided = {"layout": LAYOUT, "layers": layers, **({"stacks": stacks} if stacks else {}), **extra}
+    decided = {"layout": LAYOUT, "layers": layers, **extra}
+    # folders of models without experts stay as they were
+    decided |= {"stacks": stacks} if stacks else {}
     decided["sha256"] = _digest(change, decided)
     return Packing(change, seed, decided, stored)
 
@@ -256,9 +258,10 @@ def compress(
     # 3. dense products win where little was pruned: refuse before anything is replaced
     packs: Any = plan.change
     if not force and isinstance(plan, Packing):
-        matrices = matrices_of(model, packs.layers)
+        matrices, _ = _targets(model, packs.layers, packs.format.row_group)
         pairs = {path: (m, plan.stored[path]) for path, m in matrices.items()}
-        check_faster(packs.format, pairs, refuse=force is False)
+        if pairs:
+            check_faster(packs.format, pairs, refuse=force is False)
     return apply_plan(model, plan)
 
 
@@ -268,12 +271,28 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     layers: globs of paths, none = all linear layers inside the blocks.
     Raises: TargetError if there is none.
     """
+    return _targets(host, layers, None)[0]
+
+
+def _targets(
+    host: nn.Module, layers: Sequence[str], group: int | None
+) -> tuple[dict[str, Matrix], dict[str, Tensor]]:
+    """Return linear layers, and stacks of experts (E, out, in), by path; group: `row_group`."""
     # layers of the blocks, and those outside that a glob names in full
     candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
-    matrices = {n: m for n, m in candidates.items() if isinstance(m.owner, nn.Linear | Conv1D)}
-    # matrices of stacked experts are no layers
-    matrices = {n: m for n, m in matrices.items() if m.index is None}
-    if not matrices:
+    matrices: dict[str, Matrix] = {}
+    stacks: dict[str, Tensor] = {}
+    for name, m in candidates.items():
+        owner, _, stack = name.rpartition(".")[0].rpartition(".")
+        if m.index is None and isinstance(m.owner, nn.Linear | Conv1D):
+            matrices[name] = m
+        # a gate and what it multiplies may lie in one matrix: each has whole groups of rows
+        elif m.index == 0 and group is not None and len(m.read()) % (2 * group) == 0:
+            # what lies beside a stack that is packed stays as it is
+            if not owner.endswith(".shell"):
+                weight: Tensor = getattr(m.owner, m.name).detach()
+                stacks[f"{owner}.{stack}"] = weight.transpose(1, 2) if m.turned else weight
+    if not matrices and not stacks:
         got = (
             f"{len(candidates)} others, such as {next(iter(candidates))!r}"
             if candidates
@@ -281,25 +300,7 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
         )
         fix = "Name linear layers, or use what packs experts or convolutions."
         raise TargetError("layers to compress", got=got, want="linear layers", fix=fix)
-    return matrices
-
-
-def stacks_of(host: nn.Module, change: Compress) -> dict[str, Tensor]:
-    """Return the stacks of experts that a format can store, (E, out, in), by path."""
-    if (group := change.format.row_group) is None:
-        return {}
-    stacks: dict[str, Tensor] = {}
-    model = base_of(host)
-    for stop in stops_of(host, change.layers):
-        for name, m in stop.layers.items():
-            path = name.rpartition(".")[0]
-            is_packed = path.rpartition(".")[0].endswith(".shell")
-            # a gate and what it multiplies may lie in one matrix: each has whole groups of rows
-            if m.index is None or is_packed or path in stacks or len(m.read()) % (2 * group):
-                continue
-            stack: Tensor = model.get_parameter(path).detach()
-            stacks[path] = stack.transpose(1, 2) if m.turned else stack
-    return stacks
+    return matrices, stacks
 
 
 def _checked(path: str, matrix: Matrix) -> Tensor:
