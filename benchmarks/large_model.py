@@ -1,6 +1,6 @@
 """A model of 7 billion weights on a laptop: what compressing, opening and running it takes.
 
-    python benchmarks/large_model.py --make mistral-shapes          # 14.5 GB of random weights
+    python benchmarks/large_model.py --make mistral-shapes          # 14.8 GB of random weights
     intarsia export mistral-shapes --format gguf --quant q4_0 --out mistral-shapes-q4_0.gguf
     python benchmarks/large_model.py mistral-shapes --gguf mistral-shapes-q4_0.gguf --write
 
@@ -27,16 +27,27 @@ import torch
 from frame import markdown, parser, publish, read
 from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, Row
 from safetensors.torch import save_file
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, OlmoeConfig
 
 from intarsia.decode.native_decoder import NativeText
 from intarsia.folders.opened import open_language_model
 from intarsia.hosts.in_memory import hold
 
-SHAPES: dict[str, Any] = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 49152,
-    "max_position_embeddings": 32768, "sliding_window": None, "tie_word_embeddings": False,
+COMMON: dict[str, Any] = {
+    "vocab_size": 49152, "tie_word_embeddings": False, "dtype": torch.bfloat16,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+SHAPES = {
+    "mistral": MistralConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=32768, sliding_window=None,
+        architectures=["MistralForCausalLM"], **COMMON,
+    ),
+    "olmoe": OlmoeConfig(  # OLMoE-1B-7B: 64 experts, 8 of which compute a token
+        hidden_size=2048, intermediate_size=1024, num_hidden_layers=16, num_attention_heads=16,
+        num_key_value_heads=16, max_position_embeddings=4096, num_experts=64,
+        num_experts_per_tok=8, architectures=["OlmoeForCausalLM"], **COMMON,
+    ),
 }  # fmt: skip
 SHARD = 5_000_000_000  # bytes of a file
 DRAWN = 1 << 24  # numbers that are drawn; every weight repeats them from another place on
@@ -45,21 +56,38 @@ STEP = 0.05  # seconds between two looks at the memory
 ABOUT = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip()
 
 
-def make(folder: Path) -> None:
-    """Write a stock folder of random weights in shards, and SmolLM2's tokenizer."""
-    config = MistralConfig(**SHAPES, dtype=torch.bfloat16)
+def checkpoint(config: Any) -> dict[str, torch.Size]:
+    """Return the tensors of a model's files as they lie on the Hub: experts apart."""
     with torch.device("meta"):
-        model = MistralForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
+    shapes: dict[str, torch.Size] = {}
+    for name, tensor in model.state_dict().items():
+        owner, _, stack = name.rpartition(".")
+        if tensor.dim() < 3:
+            shapes[name] = tensor.shape
+            continue
+        _, rows, width = tensor.shape
+        parts = ("gate_proj", "up_proj") if stack == "gate_up_proj" else (stack,)
+        shapes |= {
+            f"{owner}.{expert}.{part}.weight": torch.Size((rows // len(parts), width))
+            for expert in range(len(tensor))
+            for part in parts
+        }
+    return shapes
+
+
+def make(folder: Path, config: Any) -> None:
+    """Write a stock folder of random weights in shards, and SmolLM2's tokenizer."""
     drawn = 0.02 * torch.randn(DRAWN, generator=torch.Generator().manual_seed(0))
     drawn, place, files = drawn.bfloat16(), 0, {}
     folder.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
-    names = list(model.state_dict().items())
-    for number, (name, tensor) in enumerate(names):
-        count = tensor.numel()
+    names = list(checkpoint(config).items())
+    for number, (name, shape) in enumerate(names):
+        count = shape.numel()
         place = (place + 7919) % DRAWN
-        whole = drawn.roll(place).repeat(-(-count // DRAWN))[:count].view(tensor.shape)
-        tensors[name] = torch.ones(tensor.shape, dtype=whole.dtype) if count < DRAWN / 99 else whole
+        whole = drawn.roll(place).repeat(-(-count // DRAWN))[:count].view(shape)
+        tensors[name] = torch.ones(shape, dtype=whole.dtype) if len(shape) == 1 else whole
         if number + 1 == len(names) or sum(t.nbytes for t in tensors.values()) > SHARD:
             file = f"model-{len(set(files.values())) + 1:05d}.safetensors"
             save_file({n: t.contiguous() for n, t in tensors.items()}, folder / file)
@@ -67,7 +95,6 @@ def make(folder: Path) -> None:
             tensors = {}
     index = {"metadata": {}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config.architectures = ["MistralForCausalLM"]
     config.save_pretrained(folder)
     open_tokenizer().save_pretrained(folder)
 
@@ -214,6 +241,7 @@ def main() -> None:
     made: argparse.ArgumentParser = parser(__doc__, threads=1, reps=1)
     made.add_argument("folder", nargs="?", type=Path)
     made.add_argument("--make", type=Path, help="write random weights there, and end")
+    made.add_argument("--shapes", default="mistral", choices=SHAPES, help="of --make")
     made.add_argument(
         "--packed", type=Path, help="folder of the packed model; none is kept if not given"
     )
@@ -221,7 +249,7 @@ def main() -> None:
     made.add_argument("--use", type=Path, help="compute with a packed folder or file; JSON")
     args = read(made)
     if args.make:
-        make(args.make)
+        make(args.make, SHAPES[args.shapes])
         return
     if args.use:
         steps = used_by_llama_cpp(str(args.use)) if args.use.is_file() else used(args.use)

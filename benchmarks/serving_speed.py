@@ -7,8 +7,8 @@ over loopback: each client sends one request after another. llama.cpp (`pip inst
 llama-cpp-python`; without it, it is left out) computes as many sequences in one batch of its
 library: no HTTP, no tokenizer and no text, which its own server has to do as well, at the fastest
 of its settings (keys and values in float16, bfloat16 or float32, flash attention or not). One
-thread each; CPU time of the whole process, since other work on the machine only adds to wall time; all take
-turns, and the best of each counts.
+thread each; CPU time of the whole process, since other work on the machine only adds to wall time;
+all take turns, and the best of each counts.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ TARGET = 1.1  # of llama.cpp's tokens a CPU second, at 16 clients
 ABOUT = (
     "SmolLM2-135M in dense int4, head in int8 (llama.cpp: Q4_0, the same values), prompts of 19 "
     "tokens, answers of 48: new tokens a CPU second, prompts included. Ours is the whole server "
-    "over HTTP; llama.cpp is its library with as many sequences in one batch, without a server, as it "
-    "comes (float16 keys, flash attention) and at the fastest of its settings: keys and values in "
-    "float16, bfloat16 or float32, flash attention or not. "
+    "over HTTP; llama.cpp is its library with as many sequences in one batch, without a server, as "
+    "it comes (float16 keys, flash attention) and at the fastest of its settings: keys and values "
+    "in float16, bfloat16 or float32, flash attention or not. "
     "The values are the same, and so is the perplexity, see [a token](decode.md). Both have "
     f"`GLIBC_TUNABLES={LARGE_PAGES}`, so that llama.cpp's weights are in large pages, too. vLLM "
     "and SGLang are left out: their packages are for GPUs."
