@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from frame import markdown, parser, publish, read
-from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, Row
+from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, TokenRow
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MistralConfig, OlmoeConfig
 
@@ -49,7 +49,7 @@ SHAPES = {
         num_experts_per_tok=8, architectures=["OlmoeForCausalLM"], **COMMON,
     ),
 }  # fmt: skip
-SHARD = 5_000_000_000  # bytes of a file
+SHARD = 2_000_000_000  # bytes of a file
 DRAWN = 1 << 24  # numbers that are drawn; every weight repeats them from another place on
 PROMPT, TOKENS, CLIENTS = 512, 16, 4
 STEP = 0.05  # seconds between two looks at the memory
@@ -86,7 +86,7 @@ def make(folder: Path, config: Any) -> None:
     for number, (name, shape) in enumerate(names):
         count = shape.numel()
         place = (place + 7919) % DRAWN
-        whole = drawn.roll(place).repeat(-(-count // DRAWN))[:count].view(shape)
+        whole = drawn.roll(place).repeat(-(-count // DRAWN))[:count].clone().view(shape)
         tensors[name] = torch.ones(shape, dtype=whole.dtype) if len(shape) == 1 else whole
         if number + 1 == len(names) or sum(t.nbytes for t in tensors.values()) > SHARD:
             file = f"model-{len(set(files.values())) + 1:05d}.safetensors"
@@ -158,12 +158,12 @@ def used_by_llama_cpp(file: str) -> dict[str, float]:
 
     def tokens(places: Sequence[int]) -> None:
         for step in range(TOKENS):
-            peer.decode([Row(9, place + step, i, True) for i, place in enumerate(places)])
+            peer.decode([TokenRow(9, place + step, i, True) for i, place in enumerate(places)])
 
     for setting in SETTINGS:
         peer.use(setting)
-        short = [Row(t, place, 0, place == 8) for place, t in enumerate(ids[:9])]
-        long = [Row(t, place, 0, place == PROMPT - 1) for place, t in enumerate(ids)]
+        short = [TokenRow(t, place, 0, place == 8) for place, t in enumerate(ids[:9])]
+        long = [TokenRow(t, place, 0, place == PROMPT - 1) for place, t in enumerate(ids)]
         peer.decode(short)
         timed("a token", lambda: tokens([9]))
         peer.clear()

@@ -16,7 +16,7 @@ FLASH = {"flash": 1, "plain": 0}  # its own choice is one of these two
 INSTALLED = importlib.util.find_spec("llama_cpp") is not None
 
 
-class Setting(NamedTuple):
+class KeysSetting(NamedTuple):
     """Type of keys and values, and how attention is computed."""
 
     keys: str
@@ -27,10 +27,10 @@ class Setting(NamedTuple):
 
 
 # float16 and its own choice of attention are what it comes with
-SETTINGS = [Setting(keys, attention) for keys in KEYS for attention in FLASH]
+SETTINGS = [KeysSetting(keys, attention) for keys in KEYS for attention in FLASH]
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """Token to compute, its place in its sequence, and whether its logits count."""
 
     token: int
@@ -46,7 +46,7 @@ class LlamaCpp:
     """
 
     def __init__(
-        self, file: str, setting: Setting, *, threads: int, sequences: int, room: int, rows: int
+        self, file: str, setting: KeysSetting, *, threads: int, sequences: int, room: int, rows: int
     ) -> None:
         import llama_cpp as llama  # pyright: ignore[reportMissingImports]
 
@@ -63,7 +63,7 @@ class LlamaCpp:
         self.context: Any = None
         self.use(setting)
 
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: KeysSetting) -> None:
         """Take another setting; what was computed is lost."""
         llama, (threads, sequences, room, rows) = self.llama, self.sizes
         if self.context is not None:
@@ -81,7 +81,7 @@ class LlamaCpp:
         """Forget all sequences."""
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), False)
 
-    def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    def decode(self, rows: Sequence[TokenRow]) -> list[np.ndarray]:
         """Compute rows; return the logits (words,) of those that count."""
         batch = self.batch
         batch.n_tokens = len(rows)

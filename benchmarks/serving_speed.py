@@ -26,7 +26,7 @@ from typing import Any
 import frame
 import psutil
 import torch
-from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, Row
+from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, TokenRow
 from serving import Ask, Client, started
 from token_peers import LARGE_PAGES
 
@@ -94,10 +94,10 @@ def answer(peer: LlamaCpp, ids: list[int], count: int) -> None:
     """Take a prompt in so many sequences, and append the likeliest tokens to each."""
     peer.clear()
     last = len(ids) - 1
-    rows = [Row(t, p, s, p == last) for s in range(count) for p, t in enumerate(ids)]
+    rows = [TokenRow(t, p, s, p == last) for s in range(count) for p, t in enumerate(ids)]
     for place in range(len(ids), len(ids) + TOKENS):
         tokens = [int(logits.argmax()) for logits in peer.decode(rows)]
-        rows = [Row(t, place, s, True) for s, t in enumerate(tokens)]
+        rows = [TokenRow(t, place, s, True) for s, t in enumerate(tokens)]
 
 
 def peer_of(file: Path | None, ids: list[int]) -> Any:

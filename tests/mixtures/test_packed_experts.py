@@ -61,18 +61,18 @@ def ours() -> nn.Module:
 
 
 def mixtral(**settings: Any) -> nn.Module:
-    sizes = SIZES | settings
+    sizes: dict[str, Any] = SIZES | settings
     return drawn(lambda: MixtralForCausalLM(MixtralConfig(num_local_experts=4, **sizes)))
 
 
 def olmoe() -> nn.Module:
-    sizes = SIZES | {"num_experts": 8, "num_experts_per_tok": 2}
+    sizes: dict[str, Any] = SIZES | {"num_experts": 8, "num_experts_per_tok": 2}
     return drawn(lambda: OlmoeForCausalLM(OlmoeConfig(**sizes)))
 
 
 def gpt_oss() -> nn.Module:
     # stacks of (E, in, out), with biases
-    sizes = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    sizes: dict[str, Any] = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
     return drawn(lambda: GptOssForCausalLM(GptOssConfig(**sizes)))
 
 

@@ -111,9 +111,9 @@ def compress(
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. The head is stored in 8 bits, since a
     token reads all of it; --head. gqsa prunes groups of weights and stores
-    the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
-    finished blocks next to --out: killed at any moment, the same command with --resume ends in the
-    same bits. A GGUF file's Q4_0 and Q8_0 (Llama, Qwen2, Qwen3, Phi-3) keep their codes, its other
+    the others in 4 bits; ternary packs the experts of a mixture in about one bit; both read
+    --calib, and keep finished blocks next to --out: killed at any moment, the same command with
+    --resume ends in the same bits. blockint packs experts, too. A GGUF file's Q4_0 and Q8_0 (Llama, Qwen2, Qwen3, Phi-3) keep their codes, its other
     matrices are rounded. The folder opens with `intarsia generate`, `intarsia bench sparse --model`
     and intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture
     at a time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes
@@ -191,12 +191,13 @@ def _finish(record: dict[str, Any], out: Path, as_json: bool) -> None:
 def _summary_lines(record: Mapping[str, Any]) -> str:
     """Return the summary to print: layers, head, embedding, and bytes of a token and the model."""
     before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
-    count = record["layers"] or record["stacks of experts"]
+    counts = {"layers": record["layers"], "stacks of experts": record["stacks of experts"]}
+    packed = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     parts = [f"{name} {record[name]}" for name in ("head", "embedding") if name in record]
     # of a mixture a token reads some of the experts
     if (read := record["bytes of a token"]) is not None:
         parts.append(f"a token reads {read / 1e6:.1f} MB")
-    first = f"{count} layers as {record['format']}, {record['seconds']} s"
+    first = f"{packed} as {record['format']}, {record['seconds']} s"
     return "\n".join([first, "; ".join(parts), f"{before:.1f} MB -> {after:.1f} MB"])
 
 
