@@ -24,6 +24,7 @@ from transformers import (
 import intarsia
 from intarsia.core.errors import CheckpointError, DataError
 from intarsia.decode.native_decoder import NativeText
+from intarsia.folders.mixture_folder import packed_mixture
 from intarsia.formats import Bitmask, BlockInt, Ternary
 from intarsia.kernels.experts import stacked_matrices
 from intarsia.mixtures.experts import Experts
@@ -72,7 +73,11 @@ def olmoe() -> nn.Module:
 
 def gpt_oss() -> nn.Module:
     # stacks of (E, in, out), with biases
-    sizes: dict[str, Any] = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    sizes: dict[str, Any] = SIZES | {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+    }
     return drawn(lambda: GptOssForCausalLM(GptOssConfig(**sizes)))
 
 
@@ -135,6 +140,29 @@ def test_stacks_are_packed_saved_mapped_and_folded(host: str, bits: int, tmp_pat
     assert torch.equal(logits(again), packed_logits)
 
 
+@pytest.mark.parametrize("host", ["mixtral", "olmoe"])
+def test_a_folder_is_packed_an_expert_at_a_time(host: str, tmp_path: Path) -> None:
+    make, folder = HOSTS[host][0], tmp_path / "stock"
+    make().save_pretrained(folder)  # pyright: ignore
+    small = packed_mixture(folder, Compress(BlockInt(4)), force=True)
+    assert small is not None
+    want = intarsia.compress(make(), BlockInt(4), force=True).state_dict()
+    got = small.state_dict()
+    assert got.keys() == want.keys() and all(torch.equal(got[n], want[n]) for n in got)
+    # what it leaves out, and what is no such mixture, is opened whole
+    for change in (Compress(Bitmask()), Compress(BlockInt(4), ("*.down_proj*",))):
+        assert packed_mixture(folder, change, force=True) is None
+    (folder / "model.safetensors").unlink()
+    assert packed_mixture(folder, Compress(BlockInt(4)), force=True) is None
+
+
+def test_other_models_are_opened_whole(tmp_path: Path) -> None:
+    for name, make in (("biases", gpt_oss), ("dense", plain)):
+        make().save_pretrained(tmp_path / name)  # pyright: ignore
+        assert packed_mixture(tmp_path / name, Compress(BlockInt(4)), force=True) is None
+    assert packed_mixture("smollm2", Compress(BlockInt(4)), force=True) is None
+
+
 @pytest.mark.parametrize("host", ["ours", "mixtral", "olmoe"])
 def test_native_steps_compute_packed_experts(host: str) -> None:
     small = intarsia.compress(HOSTS[host][0](), BlockInt(4), force=True)
@@ -156,6 +184,9 @@ def test_a_part_is_what_its_rows_are_alone() -> None:
         assert torch.equal(alone, form.decode(stored, weight.shape)[first : first + count])
         for name, tensor in form.encode(weight[first : first + count]).items():
             assert torch.equal(part[name], tensor)
+        parts = [form.encode(some) for some in weight.split((16, 48, 32))]
+        for name, tensor in form.joined(parts).items():
+            assert torch.equal(tensor, stored[name])
     assert Bitmask().row_group is None
     with pytest.raises(NotImplementedError):
         Bitmask().part({}, 0, 16)

@@ -37,6 +37,8 @@ def pack_language_model(
     from ..sparse.swap.packed_head import pack_head
 
     stored, bits = formats
+    if (record := _pack_mixture(model, formats, options, out)) is not None:
+        return record
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
         host, tokenizer = open_language_model(model)
     else:
@@ -63,6 +65,32 @@ def pack_language_model(
     record = facts | _measured(host, before, started)
     save_language_model(host, out, tokenizer=tokenizer, record={RECORD: record})
     shutil.rmtree(walk, ignore_errors=True)
+    return record
+
+
+def _pack_mixture(
+    model: str, formats: tuple[Any, int | None], options: dict[str, Any], out: Path
+) -> dict[str, Any] | None:
+    """Pack a folder of a mixture an expert at a time; None for a model that is opened whole."""
+    from ..core.change import Change
+    from ..folders.mixture_folder import packed_mixture
+    from ..folders.opened import is_changed, save_language_model
+    from ..sparse.swap.compress import Compress
+    from ..sparse.swap.packed_head import pack_head
+
+    stored, bits = formats
+    if isinstance(stored, Change) or is_changed(Path(model)) or options["resume"]:
+        return None
+    started = time.perf_counter()
+    change = Compress(stored, options["layers"] or ())
+    host = packed_mixture(model, change, force=options["force"])
+    if host is None:
+        return None
+    host = host if bits is None else pack_head(host, bits)
+    before = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    facts = {"model": model, "format": repr(stored), "calibration": {}}
+    record = facts | _measured(host, before, started)
+    save_language_model(host, out, record={RECORD: record})
     return record
 
 

@@ -110,14 +110,15 @@ def compress(
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. The head is stored in 8 bits, since a
-    token reads all of it; --head. gqsa prunes groups of weights and stores
-    the others in 4 bits; ternary packs the experts of a mixture in about one bit; both read
-    --calib, and keep finished blocks next to --out: killed at any moment, the same command with
-    --resume ends in the same bits. blockint packs experts, too. A GGUF file's Q4_0 and Q8_0 (Llama, Qwen2, Qwen3, Phi-3) keep their codes, its other
-    matrices are rounded. The folder opens with `intarsia generate`, `intarsia bench sparse --model`
-    and intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture
-    at a time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes
-    of 8 bits, with ranges that training pictures choose.
+    token reads all of it; --head. blockint stores the experts of a mixture, too. gqsa prunes groups
+    of weights and stores the others in 4 bits; ternary packs the experts of a mixture in about one
+    bit; both read --calib, and keep finished blocks next to --out: killed at any moment, the same
+    command with --resume ends in the same bits. A GGUF file's Q4_0 and Q8_0 (Llama, Qwen2, Qwen3,
+    Phi-3) keep their codes, its other matrices are rounded. The folder opens with `intarsia
+    generate`, `intarsia bench sparse --model` and intarsia.load. chw takes a run of `intarsia fit`
+    with a convolutional net, for one picture at a time, and writes a run, for `intarsia predict`
+    and `evaluate`; with --values int8 in codes of 8 bits, with ranges that training pictures
+    choose.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Stored = Mapping[str, Tensor]
@@ -76,6 +77,10 @@ class Format(abc.ABC):
         first, count: multiples of `row_group`. Raises: NotImplementedError without one.
         """
         raise NotImplementedError(f"{self} does not store rows apart")
+
+    def joined(self, parts: Sequence[Stored]) -> dict[str, Tensor]:
+        """Return the stored tensors of matrices one above the other, the inverse of `part`."""
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def nbytes(stored: Stored) -> int:

@@ -92,6 +92,14 @@ class Ternary(Format):
         levels = stored["levels"][first : first + count]
         return {"codes": codes, "row_offsets": offsets - offsets[0], "levels": levels}
 
+    def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the stored tensors of matrices one above the other."""
+        offsets = [parts[0]["row_offsets"]]
+        for part in parts[1:]:
+            offsets.append(part["row_offsets"][1:] + offsets[-1][-1])
+        whole = {name: torch.cat([part[name] for part in parts]) for name in ("codes", "levels")}
+        return whole | {"row_offsets": torch.cat(offsets)}
+
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the file for weights that are rounded to levels already.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,8 @@ def offload(
     expert_store = ExpertStore(_packed_store(Path(source), store, progress), check)
     try:
         count = slot_count(slots, expert_store)
-        model = _model_without_experts(expert_store)
+        experts = dict.fromkeys(expert_store.paths, expert_store.experts)
+        model = model_without_experts(expert_store.folder, expert_store.rest(), experts)
         cache = Cache(count, policy.build(len(expert_store.layers), expert_store.experts))
         arena = Slots(expert_store, cache)
         _attach(model, expert_store, arena)
@@ -227,20 +228,25 @@ class _ExpertsOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _model_without_experts(store: ExpertStore) -> Any:
-    """Build the model with every weight except the experts', which stay on the meta device."""
+def model_without_experts(
+    folder: Path, rest: Mapping[str, Tensor], experts: Mapping[str, int]
+) -> Any:
+    """Build a model with every weight except the experts', which stay on the meta device.
+
+    folder: with its configuration; rest: the other weights by name, which are not copied;
+    experts: path -> how many there are. Raises: CheckpointError for what does not fit together.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        check_regular(store.folder)
+        check_regular(folder)
     except (OSError, ValueError) as error:
         want, fix = "the configuration that was packed", "Pack the model again."
-        raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
-    rest = store.rest()
+        raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
     dtype = next((t.dtype for n, t in rest.items() if "embed" in n), torch.float32)
     try:
-        config = AutoConfig.from_pretrained(store.folder, trust_remote_code=False)
-        with _ExpertsOnMeta(store.experts), torch.random.fork_rng(devices=[]):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with _ExpertsOnMeta(max(experts.values())), torch.random.fork_rng(devices=[]):
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, experts_implementation="eager", trust_remote_code=False
             )
@@ -248,9 +254,9 @@ def _model_without_experts(store: ExpertStore) -> Any:
         missing, extra = model.load_state_dict(rest, strict=False, assign=True)
     except Exception as error:  # a configuration may hold anything, and fail anywhere
         want, fix = "a configuration and weights of one model", "Pack the model again."
-        raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
+        raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
     model.tie_weights()
-    at_experts = tuple(f"{path}." for path in store.paths)
+    at_experts = tuple(f"{path}." for path in experts)
     unfilled = [
         name
         for name, t in model.state_dict().items()
@@ -263,9 +269,9 @@ def _model_without_experts(store: ExpertStore) -> Any:
         got = f"weights that do not belong together: {', '.join(names[:3])}"
         fix = "Its layout on disk is not known; save it with this version of transformers."
         want = f"the weights of {type(model).__name__}"
-        raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
-    if (store.folder / SETTINGS).is_file():
-        model.generation_config = _settings(store.folder)
+        raise CheckpointError(f"store {folder}", got=got, want=want, fix=fix)
+    if (folder / SETTINGS).is_file():
+        model.generation_config = _settings(folder)
     return model.eval()
 
 

@@ -110,19 +110,35 @@ class Compress(Change):
         host: the model; batches: calibration data, read only for a format that chooses its codes by
         the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
         """
-        matrices, stacks = _targets(host, self.layers, self.format.row_group)
         # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if self.format.needs else ()
-        moments = _second_moments(host, self.format, matrices, rows)
+        return self.plan_of(host, rows, seed, lambda _, stack: stack)
+
+    def plan_of(
+        self,
+        host: nn.Module,
+        rows: Sequence[Any],
+        seed: int,
+        experts: Callable[[str, Tensor], Iterable[Tensor]],
+    ) -> Packing:
+        """Return the plan of a model, for which experts may come from somewhere else.
+
+        rows: calibration data; experts: yields the matrices (out, in) of a stack, one by one, from
+        its path and the stack (E, out, in), which may be on the meta device.
+        """
+        form = self.format
+        matrices, stacks = targets(host, self)
+        moments = _second_moments(host, form, matrices, rows)
         stored = {
-            path: self.format.encode(_checked(path, m), moments=moments.get(path))
+            path: form.encode(_checked(path, m), moments=moments.get(path))
             for path, m in matrices.items()
         }
+        for path, stack in stacks.items():
+            encoded = [form.encode(_finite(path, weight)) for weight in experts(path, stack)]
+            stored[path] = form.joined(encoded)
         calibration = {"calibration": digest_of(rows)} if rows else {}
         shapes = {path: tuple(m.read().shape) for path, m in matrices.items()}
-        for path, stack in stacks.items():
-            shapes[path] = tuple(stack.shape)
-            stored[path] = self.format.encode(_finite(path, stack.flatten(0, 1)))
+        shapes |= {path: tuple(stack.shape) for path, stack in stacks.items()}
         return packing(self, seed, shapes, stored, calibration)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
@@ -256,13 +272,20 @@ def compress(
     else:
         plan = change.plan(model, rows, seed=seed)
     # 3. dense products win where little was pruned: refuse before anything is replaced
-    packs: Any = plan.change
     if not force and isinstance(plan, Packing):
-        matrices, _ = _targets(model, packs.layers, packs.format.row_group)
-        pairs = {path: (m, plan.stored[path]) for path, m in matrices.items()}
-        if pairs:
-            check_faster(packs.format, pairs, refuse=force is False)
+        check_layers(model, plan, refuse=force is False)
     return apply_plan(model, plan)
+
+
+def check_layers(model: nn.Module, plan: Packing, *, refuse: bool) -> None:
+    """Compare the time of packed layers with that of dense ones; warn where these are faster.
+
+    refuse: True = raise ConfigError instead.
+    """
+    packs: Any = plan.change
+    matrices, _ = targets(model, packs)
+    if pairs := {path: (m, plan.stored[path]) for path, m in matrices.items()}:
+        check_faster(packs.format, pairs, refuse=refuse)
 
 
 def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
@@ -274,10 +297,18 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     return _targets(host, layers, None)[0]
 
 
+def targets(host: nn.Module, change: Compress) -> tuple[dict[str, Matrix], dict[str, Tensor]]:
+    """Return the linear layers, and the stacks of experts (E, out, in), that are stored, by path.
+
+    Raises: TargetError if there is none of either.
+    """
+    return _targets(host, change.layers, change.format.row_group)
+
+
 def _targets(
     host: nn.Module, layers: Sequence[str], group: int | None
 ) -> tuple[dict[str, Matrix], dict[str, Tensor]]:
-    """Return linear layers, and stacks of experts (E, out, in), by path; group: `row_group`."""
+    """Return linear layers, and stacks of experts where group, a format's `row_group`, is one."""
     # layers of the blocks, and those outside that a glob names in full
     candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
     matrices: dict[str, Matrix] = {}
@@ -288,9 +319,9 @@ def _targets(
             matrices[name] = m
         # a gate and what it multiplies may lie in one matrix: each has whole groups of rows
         elif m.index == 0 and group is not None and len(m.read()) % (2 * group) == 0:
-            # what lies beside a stack that is packed stays as it is
+            weight: Tensor = getattr(m.owner, m.name).detach()
+            # what lies next to a stack that is packed stays as it is
             if not owner.endswith(".shell"):
-                weight: Tensor = getattr(m.owner, m.name).detach()
                 stacks[f"{owner}.{stack}"] = weight.transpose(1, 2) if m.turned else weight
     if not matrices and not stacks:
         got = (
