@@ -96,7 +96,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def stacks_in(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """Parameter and whether it is stored turned, by path."""
+    """Return each stack and whether it is stored turned, by path."""
     return {
         f"{path}.{name}": (getattr(module, name).detach(), turned)
         for path, module in model.named_modules()
@@ -106,7 +106,7 @@ def stacks_in(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
 
 @torch.no_grad()
 def computed(experts: Any) -> Tensor:
-    """What experts make of the same rows, with the same choices."""
+    """Compute experts on the same rows, with the same choices."""
     draw = torch.Generator().manual_seed(3)
     rows = torch.randn(24, 64, generator=draw)
     if isinstance(experts, Experts):

@@ -97,8 +97,7 @@ class Ternary(Format):
         offsets = [parts[0]["row_offsets"]]
         for part in parts[1:]:
             offsets.append(part["row_offsets"][1:] + offsets[-1][-1])
-        whole = {name: torch.cat([part[name] for part in parts]) for name in ("codes", "levels")}
-        return whole | {"row_offsets": torch.cat(offsets)}
+        return super().joined(parts) | {"row_offsets": torch.cat(offsets)}
 
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the file for weights that are rounded to levels already.

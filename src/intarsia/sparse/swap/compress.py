@@ -399,10 +399,7 @@ def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
 
 
 def _allocate(path: str, sketch: Mapping[str, Any], *, mapped: bool = False) -> dict[str, Tensor]:
-    """Allocate tensors of the types and sizes that a file describes; its weights follow.
-
-    mapped: the file's own tensors will stand in their place, so that they take no memory.
-    """
+    """Allocate tensors as a file describes them; mapped: without memory, for its own to follow."""
     *experts, rows, width = sketch["shape"]
     rows *= math.prod(experts)
     parts: dict[str, Tensor] = {}
