@@ -94,12 +94,7 @@ class Mos(Method):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """Return the low-rank adapter for `site`, one layer of the host.
-
-        generator: draws which rows of the shared pools the adapter uses. shared: the pools of rows
-        that `shared_state` made for all layers, a `Shards`; anything else = this adapter gets pools
-        of its own, which no other layer shares.
-        """
+        """Return a layer's low-rank adapter on the rows of `shared`, or on rows of its own."""
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
         # no other layer shares: the cell registers, trains and saves pools of its own

@@ -32,21 +32,13 @@ class Dense(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as "values" in bfloat16, of the weight's shape.
-
-        weight: any shape. keep: bool, of that shape, False = the weight becomes 0; None = none
-        does. moments: unused; other formats need it.
-        """
+        """Encode a weight as "values" in bfloat16, of the weight's shape."""
         masked = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
         # a copy, also of a weight that is bfloat16 already
         return {"values": masked.detach().to(torch.bfloat16, copy=True).contiguous()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return a copy of the stored weight, in bfloat16.
-
-        stored: "values", as `encode` returns it; shape: the weight's.
-        Raises: ShapeError where the stored values have another shape.
-        """
+        """Return a copy of the stored weight, in bfloat16.  Raises: ShapeError for others."""
         values = stored["values"]
         if values.shape != tuple(shape):
             fix = "Decode with the shape of the encoding."
@@ -67,8 +59,5 @@ class Dense(Format):
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: "values", which must stay where it is; shape: unused; other formats need it.
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         return kernels.bound(stored["values"], MOST_ROWS)

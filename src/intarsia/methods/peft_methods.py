@@ -72,11 +72,7 @@ class PeftMethod(Change):
         return of_settings(self.method, **(self.settings_to_dict() | changes))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put PEFT's layers into the host and return PEFT's model.
-
-        host: the model; plan: gives the seed of the first weights; name: unused, as PEFT names its
-          own adapter.
-        """
+        """Put PEFT's layers into the host and return PEFT's model."""
         return through_peft(
             host,
             self._kind,

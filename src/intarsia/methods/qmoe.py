@@ -104,10 +104,8 @@ class Qmoe(Change):
     ) -> Plan:
         """Round and encode all experts on a copy of the model; the host stays as it is.
 
-        host: the model; batches: calibration data, unused if start="rtn"; seed: recorded, though
-          nothing is drawn; keeping: where finished blocks are written, so that an interrupted plan
-          can resume.
-        Returns a plan with the codes and levels of every stack of experts.
+        batches: unused if start="rtn". keeping: where finished blocks are written, so that an
+        interrupted plan can resume.
         """
         # A model without stacks is refused before it is copied.
         expert_stops(host, self.layers)
@@ -164,10 +162,7 @@ class Qmoe(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return a copy of the model with plain experts, which have the decoded weights.
-
-        host: the model with packed experts.
-        """
+        """Return a copy of the model with plain experts, which have the decoded weights."""
         plain = copy.deepcopy(host)
         model = base_of(plain)
         for path, experts in packed_experts(model).items():

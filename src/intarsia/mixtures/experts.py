@@ -149,10 +149,7 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert.
-
-        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
-        """
+        """Compute each row by its expert."""
         linear = linear_of(expert, self.experts)
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
@@ -269,10 +266,7 @@ class ExpertList(Experts):
         self.experts = len(modules)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert.
-
-        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
-        """
+        """Compute each row by its expert."""
         # every expert must be called: ranks wait for a gradient of each
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         parts = rows.split(loads)

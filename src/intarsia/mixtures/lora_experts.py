@@ -169,8 +169,7 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute an MLP with each linear map P changed to P x_t + sum_e G_te cell_e(x_t).
 
-        rows: x, (N, d); routing: G_te, the weight of expert e for row t; cell_e is the expert's
-          adapter of that map.  -> (N, d).
+        G_te: the weight of expert e for row t; cell_e: the expert's adapter of that map.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -203,10 +202,9 @@ class OutputExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).
 
-        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP (all experts
-          share its products); rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
-          (N, d). By linearity the last frozen map is applied once, to the weighted sum over e of
-          the hidden units a_te of MLP_e.
+        MLP_e: the frozen MLP with the adapters of expert e; G_te: its weight for row t. By
+        linearity the last frozen map is applied once, to the weighted sum of the hidden units of
+        all MLP_e.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts

@@ -55,10 +55,7 @@ class ScaledOutput(NoisyCell):
         self.sigma = sigma
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output.
-
-        x: (B, ..., inputs), B samples; body: the adapter; sigma: a setting.  -> (B, ..., outputs).
-        """
+        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output."""
         y = self.body(x)
         if not self.sigma:
             return y

@@ -83,8 +83,7 @@ class UnionMlp(Mixture):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the weighted sum of the experts' outputs, plus the MLP's bias.
 
-        x: (..., d) -> (..., out). While the router's gate is taught, it also gets the outputs, so
-          that it learns to predict their sizes.
+        A gate that is taught gets the outputs too, and learns to predict their sizes.
         """
         router = cast(UnionRouter, self.router)
         if not router.teaches:

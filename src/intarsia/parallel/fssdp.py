@@ -135,9 +135,7 @@ class Fssdp(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
-          before; owner: (L, E), the device that keeps each expert, in order if not given.
+        owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
@@ -187,11 +185,7 @@ class Fssdp(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> FssdpExperts:
-        """Copy the experts of a layer that this process owns: at first consecutive ones.
-
-        experts: all of the layer, not changed; wire: the layer's exchanges between processes;
-          topology: devices and links; layers: unused, other strategies need it.
-        """
+        """Copy the experts of a layer that this process owns: at first consecutive ones."""
         check_devices(topology, wire)
         owner = in_order(1, experts.experts, topology.devices)[0]
         return FssdpExperts(stacked(experts), self, wire, topology, owner)
@@ -249,9 +243,7 @@ class FssdpExperts(Sharded):
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused, other
-          strategies need it.  -> (T, out). Loads are exchanged, copies of busy experts chosen for
-          this batch, and rows sent to them.
+        Loads are exchanged, copies of busy experts chosen for this batch, and rows sent to them.
         """
         counts = routing.expert.bincount(minlength=self.experts)
         load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
@@ -311,10 +303,7 @@ class FssdpExperts(Sharded):
         return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """Choose owners (L, E) that even out the mean loads of the newest batches.
-
-        layers: this process's parts of L layers; their experts are dealt out together.
-        """
+        """Choose owners (L, E) that even out the mean loads of the newest batches."""
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 

@@ -123,10 +123,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows as every gate does, and put the recurrent state h_l into the routing.
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding; None = all rows are real.
-        """
+        """Route rows as every gate does, and put the recurrent state h_l into the routing."""
         routing = super().route(rows, valid)
         return replace(routing, state=self.thread.left(self.layer))
 

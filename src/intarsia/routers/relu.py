@@ -83,8 +83,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     def follow(self, first: Self, layer: int) -> None:
         """Make this the router of layer number `layer`, and share the list of all layers' routers.
 
-        first: the router of the first layer, which may be this one. The coefficient lambda of the
-          L1 loss is the same in all layers, and follows the sparsity of all.
+        The coefficient lambda of the L1 loss follows the sparsity of all layers.
         """
         super().follow(first, layer)
         self.layers = [self] if first is self else [*first.layers, self]

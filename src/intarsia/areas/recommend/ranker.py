@@ -42,10 +42,7 @@ class Ranker(Recommender):
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and a held-out item that the user did not have in training.
-
-        Raises: DataError for no such pair.
-        """
+        """Return pairs of a user and a held-out, new item.  Raises: DataError for no such pair."""
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]
         if not bool(new.any()):
@@ -97,8 +94,7 @@ class Ranker(Recommender):
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         """Score all items for a known user or, where the model can, for a history, (items + 1,).
 
-        user: number of a user of the training events, None = unknown; history: numbers of items
-          from 1. Raises: ConfigError for an unknown user if the model cannot read histories.
+        Raises: ConfigError for an unknown user if the model cannot read histories.
         """
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]

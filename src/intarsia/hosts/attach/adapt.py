@@ -93,8 +93,6 @@ class Adapt(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide the method's settings for the model, the modules it adapts, and the heads.
 
-        host: a plain model, or one that has adapters of ours; batches: calibration data, for
-        methods that look at it; seed: fixes the random start.
         Raises: TargetError for a target that cannot be adapted, or is inside a head.
         """
         check_addable(host)

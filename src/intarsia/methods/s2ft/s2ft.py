@@ -148,19 +148,15 @@ class S2ft(Method):
     ) -> S2ft:
         """Return these settings with the channels to train chosen; unchanged if they have some.
 
-        host: the model; batches: data for scores by activations or gradients; targets: names of
-          layers, None = by role; layers: numbers of blocks, None = all; seed: of the random
-          selection. See `choose_channels`.
+        batches: data for scores by activations or gradients. See `choose_channels`.
         """
         if self.channels:
             return self
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
 
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
-        """Build the cell of a layer: the trained slice S on the layer's selected channels.
+        """Build the cell of a layer: the trained slice S on its selected or drawn channels.
 
-        site: the host module, with its path and widths; generator: draws channels if none were
-          chosen.
         Raises: TargetError for a layer without a share.
         """
         family = self.family(site.path)
@@ -363,10 +359,7 @@ class S2ftCell(Cell):
         return zeros.index_add(-1, self.channels, part)
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute module(x) plus this cell's addition, in one function where that is possible.
-
-        module: the host module; x: (..., d_in), its input.
-        """
+        """Compute module(x) plus this cell's addition, in one function where that is possible."""
         tensors = self._fused_tensors(module, x)
         if tensors is None:
             y = module(x)

@@ -29,10 +29,7 @@ class MaskPruner(LayerPruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Return the weights that stay, and the weight with zeros in all other entries.
-
-        generator: unused, nothing is drawn.
-        """
+        """Return the weights that stay, and the weight with zeros in all other entries."""
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
         # a pattern n:m chooses inside each m inputs; without one the largest scores stay
         part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)

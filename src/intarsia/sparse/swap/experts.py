@@ -43,10 +43,7 @@ class MergeMixtures(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Return a new model with the experts of both; host and `other` stay as they are.
-
-        plan: unused, nothing has to be decided; name: unused, an adapter would need it.
-        """
+        """Return a new model with the experts of both; host and `other` stay as they are."""
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."

@@ -132,8 +132,6 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide which MLPs become mixtures, and how many experts each has.
 
-        host: the dense or sparse model; batches: unused, no data are needed; seed: recorded, it
-        fixes the draws of `apply`.
         sees_later: allow, in a decoder, a router or capacity policy by which a token's experts
         depend on later tokens.
         Raises: TargetError for a model that was changed before; ConfigError for settings that do

@@ -61,10 +61,7 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
-        """Return mean squared and absolute error, and R^2 for two samples or more.
-
-        rows: outputs and targets, (n, k) both.
-        """
+        """Return mean squared and absolute error, and R^2 for two samples or more."""
         output, target = (part.double() for part in rows)
         values = {
             "loss": float(_squared(output, target)),
@@ -127,11 +124,7 @@ class Reconstruction(Task):
         return away.square().mean(1), away.abs().mean(1)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Return the mean squared error, the mean absolute error and PSNR in dB.
-
-        rows: squared and absolute error of each sample, (n,) both. PSNR = 10 log10(peak^2 /
-          squared).
-        """
+        """Return mean squared and absolute error, and PSNR = 10 log10(peak^2 / squared) in dB."""
         squared, absolute = rows
         psnr = 10 * (self.peak**2 / squared.clamp_min(torch.finfo(torch.float64).tiny)).log10()
         return Named(

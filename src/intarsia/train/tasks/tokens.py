@@ -93,11 +93,7 @@ class Tokens(Task):
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
     def scores(self, *rows: Tensor) -> TokenMetrics:
-        """Compute the scores of a whole dataset of texts.
-
-        rows: (n, 3), loss, number of tokens and number of hits of each text.
-        Raises: DataError if no token has a label.
-        """
+        """Compute the scores of all texts.  Raises: DataError if no token has a label."""
         loss, tokens, hits = rows[0].unbind(1)
         if not bool(tokens.any()):
             subject = "evaluation texts"
