@@ -84,11 +84,7 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the trained short rows ("pools") from which all adapted layers build A and B.
-
-        sites: the adapted layers (layers of one type share a pool for A and one for B); generator:
-        draws the first values.
-        """
+        """Return the trained short rows ("pools") from which layers of one type build A and B."""
         return Shards(self, sites, generator=generator)
 
     def build(

@@ -46,12 +46,7 @@ class Dense(Format):
         return values.clone()
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: "values", as `encode` returns it; shape: of W, (out, in). On the CPU and without
-        gradients compiled code multiplies up to MOST_ROWS rows of x, summed in float32; otherwise
-        torch does.
-        """
+        """Return x W^T: on the CPU without gradients up to MOST_ROWS rows in float32."""
         values, few_rows = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
         learned = torch.is_grad_enabled() and x.requires_grad
         if few_rows and not learned and values.shape == tuple(shape) and kernels.runs(x, values):

@@ -125,11 +125,7 @@ class GroupSparse(Format):
         return dense[:rows, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
-        gradients compiled code computes up to `FEW` rows of x; otherwise W is decoded.
-        """
+        """Return x W^T: up to `FEW` rows by compiled code on the CPU without gradients."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         # the kernel was written for one layout, and has no backward

@@ -83,10 +83,7 @@ class PeftMethod(Change):
         )
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge PEFT's layers into the model by PEFT's own code, and return the stock model.
-
-        host: PEFT's model.  Raises: what PEFT raises for a method that does not merge.
-        """
+        """Merge PEFT's layers into the stock model by PEFT's code.  Raises: what PEFT raises."""
         model: Any = host
         # PEFT removes its own layers and returns the stock model.
         return model.merge_and_unload()

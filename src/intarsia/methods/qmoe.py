@@ -140,11 +140,7 @@ class Qmoe(Change):
         return MixturePacking(self, seed, decided, stored)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the experts by packed ones, in place, and return the model.
-
-        host: the model; plan: the result of `plan`; one that was read from a folder makes empty
-          experts, which are filled from that folder's file; name: unused.
-        """
+        """Pack the experts, in place; a plan that was read makes empty ones to be filled."""
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, MixturePacking) else None

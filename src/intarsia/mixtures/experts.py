@@ -179,10 +179,7 @@ class StackedExperts(Experts):
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
-
-        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
-        """
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of outputs for token t."""
         # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
         learned = torch.is_grad_enabled() and any(

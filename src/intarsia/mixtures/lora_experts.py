@@ -124,10 +124,7 @@ class MlpExperts(Cell):
         """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute an MLP together with the experts, which the router chooses by the MLP's input.
-
-        x: (..., d), its input.  -> (..., d).
-        """
+        """Compute an MLP with the experts that the router chooses by its input, (..., d)."""
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -139,10 +136,7 @@ class MlpExperts(Cell):
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
-        """Raise TargetError if an MLP does not compute what the names of its linear maps suggest.
-
-        module: the MLP; its output for two rows is compared with its supposed form's output.
-        """
+        """Raise TargetError for an MLP that does not compute what its maps' names suggest."""
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
         matches = self.dialect.fits(children)

@@ -76,10 +76,7 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the adapter with random weights of one projection, `side`, set to 0.
-
-        x: (B, ..., inputs) -> (B, ..., outputs). For each of the B samples other weights are drawn.
-        """
+        """Compute the adapter with random weights of one projection, `side`, set to 0."""
         if not self.p:
             return self.body(x)
         body: Any = self.body

@@ -30,10 +30,7 @@ class OverMethod(Method):
 
     @property
     def elsewhere(self) -> Self | None:
-        """The settings for hosts without attention; None if the method serves none of these.
-
-        They are the same over what `over` (the adapter's settings) names for such hosts.
-        """
+        """The settings over what `over` names for hosts without attention, or None."""
         over = self.over.elsewhere
         return None if over is None else replace(self, over=over)  # pyright: ignore
 

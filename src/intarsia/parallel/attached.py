@@ -54,11 +54,7 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a state dict with the names that weights have in a model of a single process.
-
-        Weights with only some experts in this process become a `Piece`, which says which rows of
-        the whole weight these are; all other weights stay tensors.
-        """
+        """Return a state dict with a single process's names; divided weights become a `Piece`."""
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
             full_path, part, name = self.names.get(path, (path, None, ""))
@@ -142,11 +138,7 @@ class Attached(WholeModel):
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set the owners of experts that a checkpoint has, and make room for their weights.
-
-        Owners of a run with another number of processes are ignored: consecutive experts then stay
-        in each process.
-        """
+        """Set a checkpoint's owners, and make room; those of other process counts are ignored."""
         if owners.get("world") != self.world:
             return
         for path, owner in owners["of"].items():

@@ -97,11 +97,7 @@ class Auto(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return a module with this process's share of a layer's experts, by the fastest strategy.
-
-        experts: all of a layer, not changed; wire: the layer's exchanges between processes;
-          topology: devices and links; layers: how many layers there are.
-        """
+        """Return a module with this process's experts of a layer, by the fastest strategy."""
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)
 

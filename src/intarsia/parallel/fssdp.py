@@ -309,12 +309,7 @@ class FssdpExperts(Sharded):
 
     @torch.no_grad()
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send experts' rows of a tensor to their future owners; return the rows that came here.
-
-        rows: (own, ...), a row for each expert owned here, of a weight or an optimiser's state of
-          it; owner: (E,), the future owner of each expert.  -> (new, ...), by expert. Every process
-          calls it.
-        """
+        """Send experts' rows to future owners, in every process; return those that came here."""
         holds = owner[None] == torch.arange(self.world)[:, None]
         came = sparse_gather(rows.detach().flatten(1), self.owner, holds, self.wire, "reshard")
         return came.view(len(came), *rows.shape[1:])

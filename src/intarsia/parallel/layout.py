@@ -64,10 +64,7 @@ class OwnExperts(Experts):
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert, with weight 1, wherever the expert is.
-
-        rows: (N, d); expert: (N,) int64.  -> (N, out).
-        """
+        """Compute each row by its expert, with weight 1.  (N, d), (N,) -> (N, out)."""
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))

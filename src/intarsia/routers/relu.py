@@ -91,10 +91,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
             router.layers = self.layers
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, ReLU(x W^T) as their weights, and a mask of those above 0.
-
-        logits: x W^T (N, E). All three are (N, E).
-        """
+        """Return all experts, ReLU(x W^T) as their weights, and a mask of those above 0."""
         weight = logits.relu()  # (N, E)
         selected = ~(weight <= 0)  # a NaN is kept, so that it is seen
         index = torch.arange(self.experts, device=logits.device).expand_as(logits)

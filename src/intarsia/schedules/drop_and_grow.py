@@ -91,10 +91,7 @@ class DropAndGrow(MaskSettings):
     )
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks at the start: random ones, or the model's own zeros without a `density`.
-
-        weights: name -> parameter.
-        """
+        """Return the masks at the start: random, or the model's zeros without a `density`."""
         if self.density is None:
             return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}

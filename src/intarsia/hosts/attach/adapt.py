@@ -112,10 +112,7 @@ class Adapt(Change):
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
-
-        plan: what `plan` decided; name: the adapter's. In an adapted model it is inactive at first.
-        """
+        """Add the adapter: inactive in an adapted model; a plain one becomes a PEFT model."""
         check_model(host, name)
         if self.recipe is not None:
             self.recipe.prepare(host, plan.seed)

@@ -70,11 +70,7 @@ class PruneExperts(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide which experts stay: path -> numbers.
-
-        host: an upcycled model; batches: calibration data, in which the tokens of each expert are
-        counted; seed: fixes the draws if `at_random`.
-        """
+        """Decide which experts stay, by their tokens or `at_random`: path -> numbers."""
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
             return Plan(self, seed, {"keep": _named_experts(self.keep, done)})

@@ -180,10 +180,7 @@ class UnionOfExperts(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return the dense model, if all experts are active.
-
-        Raises: FoldError for a model that computes a part of its experts.
-        """
+        """Return the dense model.  Raises: FoldError unless all experts are computed."""
         if "outputs" not in self.preserves:
             got = f"a union of which {self.active} of {self.experts} experts are active"
             fix = "intarsia.experts.recompose(model) gives the dense model, in which all are."

@@ -111,10 +111,7 @@ class Upcycle(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", if the experts are copies and the model's output stays the same.
-
-        That takes room for every token, and gate weights that sum to one.
-        """
+        """Set with "outputs" if experts are copies, with room for all, and gates sum to one."""
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         # built only to ask it whether the weights of a token sum to one
         router = self.router.build(1, generator=torch.Generator())

@@ -42,10 +42,7 @@ class NextSession(Task):
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return histories and sessions (B, S) after a check that items are counted from 1.
-
-        Raises: DataError.
-        """
+        """Return histories and sessions (B, S), counted from 1.  Raises: DataError for others."""
         if (
             not isinstance(inputs, Tensor)
             or target.is_floating_point()
