@@ -116,7 +116,7 @@ class QueryValueCell(LoraCell):
         """Return the change of queries, keys (zero) and values for x, with these two projections.
 
         x: (..., d_in); returns (..., 3 d). down: a map d_in -> 2 r with the outputs of A_q and A_v
-        in sequence; up: a map r -> 2 d with those of B_q and B_v.
+        in sequence; up: a map r -> 2 d, of B_q and B_v.
         """
         rank = self.config.rank
         # A_q x and A_v x both pass through all of B: half of the result is not needed, but `up`

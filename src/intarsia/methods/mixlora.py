@@ -71,7 +71,6 @@ class MixLora(BesideAttention):
 
     @property
     def shares_state(self) -> bool:
-        """True if the adapters of the experts share state."""
         return self.over.shares_state
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:

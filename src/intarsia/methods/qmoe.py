@@ -91,7 +91,6 @@ class Qmoe(Change):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "gptq" else ())
 
     def plan(

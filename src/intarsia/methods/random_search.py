@@ -210,10 +210,7 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
-    """Remove all hidden units but the chosen ones from a model's weights, in place.
-
-    units_by_layer: path of the layer that reads the units -> numbers of the units that stay.
-    """
+    """Remove all hidden units but the chosen ones from a model's weights, in place."""
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = units_by_layer[path].to(layer.reads.weight.device)

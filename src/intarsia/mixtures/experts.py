@@ -195,8 +195,6 @@ class StackedExperts(Experts):
         return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
-
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = torch.einsum("tei,eoi->teo", x, weight)
             return y if bias is None else y + bias
@@ -227,10 +225,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute x_n W_e^T + b_e for each row n, with e its expert.
-
-        x: (N, in), sorted by expert; weight: W, (E, out, in); bias: b, (E, out) or None.
-        """
+        """Compute x_n W_e^T + b_e for each row n, with e its expert."""
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)

@@ -48,10 +48,7 @@ def dialect_of(site: Site) -> Dialect:
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
-    """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites.
-
-    A `Site` is a path with the widths that an adapter needs. site: the MLP; experts: E.
-    """
+    """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites."""
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
         for name, inputs, outputs in site.layers
@@ -186,8 +183,7 @@ class OutputExperts(MlpExperts):
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
         """Compute the frozen MLP with the LoRA of one expert added to each of its linear maps.
 
-        It is the slow reference for `mixed`, which computes the frozen products once for all
-        experts. expert: number of the expert, from 0; x: (N, d).  -> (N, d).
+        The slow reference for `mixed`, which computes the frozen products once for all experts.
         """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)

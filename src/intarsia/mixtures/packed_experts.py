@@ -247,10 +247,7 @@ def packed_stacks(model: nn.Module) -> list[PackedStack]:
 
 
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
-    """Return placeholders with the shapes and types of a file's tensors, which take no memory.
-
-    shape: (E, out, in) of the stack.
-    """
+    """Return placeholders with the shapes and types of a file's tensors, which take no memory."""
     rows = shape[0] * shape[1]
     sizes = {
         "codes": ((codes,), torch.uint16),

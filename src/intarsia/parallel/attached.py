@@ -138,7 +138,7 @@ class Attached(WholeModel):
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set a checkpoint's owners, and make room; those of other process counts are ignored."""
+        """Set a checkpoint's owners, and make room; ignore owners of other process counts."""
         if owners.get("world") != self.world:
             return
         for path, owner in owners["of"].items():
@@ -186,10 +186,7 @@ class Attached(WholeModel):
         return state | {"state": rows}
 
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
-        """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
-
-        Every process calls it. Returns (E, ...).
-        """
+        """Collect all experts' rows of a weight or optimiser's state, (E, ...), everywhere."""
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
         full: Tensor | None = None
@@ -206,7 +203,6 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included."""
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         sharded_norm, shared_norm = (

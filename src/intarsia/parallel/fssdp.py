@@ -273,10 +273,7 @@ class FssdpExperts(Sharded):
 
         # holds: (D, E) bool, which process holds which expert
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
-            """Gather copies of the held experts' weights from their owners, and compute rows.
-
-            rows: (M, d); mine: (own, P), P weights of each expert owned here.
-            """
+            """Gather copies of the held experts' weights from their owners, and compute rows."""
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
             # A process without copies or rows must still take part in the exchanges of the
@@ -294,11 +291,9 @@ class FssdpExperts(Sharded):
         return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that process `rank` owns, whole: slice 0 of 1."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
-        """Return True if owners change after `step` steps."""
         interval = self.settings.reshard
         return bool(interval and self.past) and step % interval == 0
 
@@ -315,7 +310,6 @@ class FssdpExperts(Sharded):
         return came.view(len(came), *rows.shape[1:])
 
     def set_owner(self, owner: Tensor) -> None:
-        """Set the owners (E,) from now on; the caller puts the weights in."""
         self.owner, self.holds = owner, owner[None] == torch.arange(self.world)[:, None]
         self.own = self.holds[self.rank].cumsum(0) - 1
         self.local.experts = int(self.holds[self.rank].sum())
@@ -331,10 +325,7 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
-        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
-
-        rows: (M, d); mine: (own, P), P weights of each expert owned here.
-        """
+        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone."""
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
         ctx.save_for_backward(rows, weight, mine)

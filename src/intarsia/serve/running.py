@@ -79,7 +79,6 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM while the server runs; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -105,7 +105,6 @@ class LightGcnModel(Ranker):
         return {"ranking": ranking, "norm": self.settings.reg * norm / (2 * len(users))}
 
     def all_scores(self, users: Tensor) -> Tensor:
-        """Score all items for some users: (B,) -> (B, items + 1)."""
         all_users, all_items = self.tables()
         return all_users[users] @ all_items.T
 

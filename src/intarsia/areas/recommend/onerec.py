@@ -248,10 +248,7 @@ class OneRecModel(Recommender):
 
     # the methods of `Decoder`, see `beams`
     def start(self, x: Tensor, copies: int) -> DecoderState:
-        """Encode histories, and return the decoder's state before the first token.
-
-        x: (B, n), histories as numbers of items.
-        """
+        """Encode histories, and return the decoder's state before the first token."""
         caches, mask = self.read_history(x, copies)
         return DecoderState(caches, mask, [None] * len(caches))
 

@@ -38,7 +38,6 @@ class Ranker(Recommender):
         return HeldOut()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and an item that she took, one for each event."""
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
@@ -72,10 +71,7 @@ class Ranker(Recommender):
 
     @abc.abstractmethod
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        """Score all items for an unknown user, (items + 1,); None if the model cannot.
-
-        history: numbers of the user's items from 1.
-        """
+        """Score all items for an unknown user, (items + 1,); None if the model cannot."""
 
     def not_taken(self, users: Tensor) -> Tensor:
         """Draw for each user an item that the user has not had in training.

@@ -121,7 +121,6 @@ class Gqsa(Change):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "obs" else {"square"})
 
     def plan(

@@ -232,10 +232,7 @@ class LinearWithColumns(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
-
-        ctx: what the forward saved: x[c], W, S and c. None for arguments without a gradient.
-        """
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen."""
         inputs_read, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         if ctx.needs_input_grad[0]:
@@ -272,10 +269,7 @@ class LinearWithRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
-
-        ctx: what the forward saved: x, W, S and c. None for arguments without a gradient.
-        """
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen."""
         x, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         dy_selected = _select_columns(rows, ctx.selected or index[0])  # (T, c)
