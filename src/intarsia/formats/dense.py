@@ -46,7 +46,7 @@ class Dense(Format):
         return values.clone()
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T: on the CPU without gradients up to MOST_ROWS rows in float32."""
+        """Return x W^T: up to MOST_ROWS rows on the CPU, without gradients, sum in float32."""
         values, few_rows = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
         learned = torch.is_grad_enabled() and x.requires_grad
         if few_rows and not learned and values.shape == tuple(shape) and kernels.runs(x, values):

@@ -75,9 +75,9 @@ class GroupSparse(Format):
         """Encode a weight in groups of inputs; groups without a kept weight are left out.
 
         With r rows in a block, which store the same groups: "row_offsets" (blocks + 1,) and
-        "columns" (K,) say where the K stored groups are; "codes" has b bits for each weight, 0 for
-        one that is not kept; "scales" (K r,) and "zeros", b bits, one for each group and row: a
-        weight is scale (code - zero).
+        "columns" (K,) say where the K stored groups are; "codes" has b bits for each weight, one
+        that is not kept counts as 0; "scales" (K r,) and "zeros", b bits, one for each group and
+        row: a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
@@ -125,7 +125,7 @@ class GroupSparse(Format):
         return dense[:rows, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T: up to `FEW` rows by compiled code on the CPU without gradients."""
+        """Return x W^T: up to `FEW` rows, without gradients, by compiled code on the CPU."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         # the kernel was written for one layout, and has no backward

@@ -100,7 +100,7 @@ class Ternary(Format):
         return level.gather(1, digits[:, :width]).reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T: up to FEW rows on the CPU without gradients in registers, else decoded."""
+        """Return x W^T: for up to FEW rows, without gradients, decode W in a CPU's registers."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad

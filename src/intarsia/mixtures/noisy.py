@@ -76,7 +76,7 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the adapter with random weights of one projection, `side`, set to 0."""
+        """Compute the adapter with some weights of one projection 0, others for each sample."""
         if not self.p:
             return self.body(x)
         body: Any = self.body

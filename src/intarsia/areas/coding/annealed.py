@@ -156,7 +156,7 @@ class Annealed(
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Load what `save` wrote.  Raises: CheckpointError for other kinds, or arrays of others."""
+        """Load what `save` wrote.  Raises: CheckpointError for other kinds, or bad arrays."""
         model = super().load(folder)
         try:
             with np.errstate(all="ignore"):

@@ -114,7 +114,7 @@ class SparseGPT(LayerPruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Choose weights column by column, and change later columns to make up for them."""
+        """Remove weights column by column; change later columns to make up for them."""
         # algorithm 1: from left to right, each column's error is spread over the columns behind it
         return choose_and_compensate(
             weight,
