@@ -154,7 +154,9 @@ def typed(line: str) -> list[str]:
 
 
 NUMBER = re.compile(r"(?<![\w.])[-+−±]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-DURATION = re.compile(r"(?:\d+ h )?(?:\d+ min )?\d+(?:\.\d+)? (?:s|ms)\b|\d+ min\b")
+SECONDS = {"h": 3600, "min": 60, "s": 1, "ms": 1e-3}
+TIME = r"\d[\d,]*(?:\.\d+)? (?:h|min|s|ms)\b"  # one unit of a duration
+DURATION = re.compile(rf"(?<![\w.,])[-+−±]?{TIME}(?: {TIME})*")
 METHODS = {*keys(), *keys("baseline"), *(arm.name for arm in (*ARMS, *EXTRA))}
 METHOD = re.compile(
     rf"\b(?:linear probe|{'|'.join(map(re.escape, sorted(METHODS, key=len, reverse=True)))})\b",
@@ -267,24 +269,40 @@ def _is_a_figure(form: str) -> bool:
 def compare_numbers(promised: str, printed: str) -> None:
     """Assert that texts are equal but for their numbers, and that these are close enough.
 
-    Counts are equal; a time may be half as long again, or as much shorter; a share may be 5 points
-    off; what is below 1e-4 (a difference of outputs) may be ten times as large. Other numbers with
-    a point may be a quarter off, since training carries on the last bits, which processors differ
-    in.
+    Counts are equal; a time, all its units together, may be half as long again, or as much shorter;
+    a share may be 5 points off; what is below 1e-4 (a difference of outputs) may be ten times as
+    large. Other numbers with a point may be a quarter off, since training carries on the last bits,
+    which processors differ in.
     """
-    words = [NUMBER.sub("#", text).split() for text in (promised, printed)]
+    words = [NUMBER.sub("#", DURATION.sub("TIME", text)).split() for text in (promised, printed)]
     assert words[0] == words[1], "\n".join(difflib.ndiff(*words))
+    times = zip(DURATION.findall(promised), DURATION.findall(printed), strict=True)
+    for time, time_now in times:
+        assert _is_close_in_time(time, time_now), f"{time}: {time_now}"
+    promised, printed = (DURATION.sub("TIME", text) for text in (promised, printed))
     pairs = zip(NUMBER.finditer(promised), NUMBER.findall(printed), strict=True)
     for match, number in pairs:
         after = promised[match.end() :].lstrip()
         assert _close(match[0], number, after), f"{match[0]} {after[:20]!r}: {number}"
 
 
+def _is_close_in_time(promised: str, printed: str) -> bool:
+    """Return True if a time differs by at most half the promised, or by one of its last unit."""
+    want, got = map(_seconds, (promised, printed))
+    return abs(got - want) <= max(abs(want) / 2, SECONDS[promised.split()[-1]])
+
+
+def _seconds(duration: str) -> float:
+    numbers, units = duration.split()[::2], duration.split()[1::2]
+    size = sum(
+        abs(_value(number)) * SECONDS[unit] for number, unit in zip(numbers, units, strict=True)
+    )
+    return -size if duration.startswith(("-", "−")) else size
+
+
 def _close(promised: str, printed: str, after: str) -> bool:
     """after: the text behind the number, which begins with its unit."""
     want, got = map(_value, (promised, printed))
-    if re.match(r"(?:s|ms|min)\b", after):
-        return abs(got - want) <= max(want / 2, 1)
     if after.startswith("%"):
         return abs(got - want) <= 5
     if 0 < abs(want) < 1e-4:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -23,15 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import openai
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from intarsia.cli import app
 from intarsia.conformance.senses import picture
-from intarsia.data import sets
 
 from .areas.search.conftest import masked_language_model
 from .language_models import mixtral
@@ -216,7 +214,8 @@ def test_readme_shows_what_its_commands_print_on_its_own_pictures(
     repeats its choice is carried out, and the figures of its test part and its export are compared.
     """
     monkeypatch.chdir(tmp_path)
-    stamps(tmp_path / "photos")
+    monkeypatch.setattr(sys, "argv", ["stamps.py", "photos"])
+    runpy.run_path(str(ROOT / "examples" / "stamps.py"), run_name="__main__")
     for lines, expected in commands("README.md"):
         printed = ""
         for line in lines:
@@ -262,13 +261,3 @@ def _repeat_the_choice(page: str) -> None:
     promised = float(table["Test accuracy"][0].removesuffix(" %"))
     accuracy = json.loads((CHOICE / "run.json").read_text())["results"]["test"]["accuracy"]
     assert accuracy * 100 == pytest.approx(promised, abs=5)
-
-
-def stamps(folder: Path) -> None:
-    """Write README's pictures: four topics of Tux Paint, numbered from 1."""
-    tuxpaint = sets.load("tuxpaint")
-    for topic in ("animals", "food", "town", "vehicles"):
-        (folder / topic).mkdir(parents=True)
-        (rows,) = np.nonzero(tuxpaint.labels == tuxpaint.classes.index(topic))
-        for number, i in enumerate(rows, start=1):
-            Image.fromarray(tuxpaint.images[i]).save(folder / topic / f"{number:03}.png")

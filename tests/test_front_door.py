@@ -189,6 +189,18 @@ def test_an_output_of_other_words_or_numbers_is_noticed() -> None:
             compare_numbers(shown, shown.replace(number, other, 1))
 
 
+def test_a_time_of_several_units_is_compared_as_one() -> None:
+    shown = "The choice; 3 min 52 s in all."
+    for close in ("4 min 12 s", "2 min 1 s", "232.5 s", "4 min", "5 min 47 s"):
+        compare_numbers(shown, shown.replace("3 min 52 s", close))
+    for far in ("52 s", "13 min 52 s", "1 min 52 s", "5 min 52 s", "3 h 3 min 52 s", "52 ms"):
+        with pytest.raises(AssertionError):
+            compare_numbers(shown, shown.replace("3 min 52 s", far))
+    compare_numbers("1 h 5 min, then 2 of 1,200 ms", "58 min 10 s, then 2 of 1.5 s")
+    with pytest.raises(AssertionError):
+        compare_numbers("1 h 5 min, then 2 of 1,200 ms", "58 min 10 s, then 3 of 1.5 s")
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 90

@@ -134,10 +134,7 @@ def shown(value: Any) -> str:
 
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
-    """Return an example for a method: a command, and a line of Python.
-
-    described: as `describe` returns it. The first setting that is a number is spelled out in both.
-    """
+    """Return an example for a method: a command, and a line of Python."""
     # the first number is shown as one that can be set; True counts as a number in Python
     numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
     number = next((s for s in numbers if not isinstance(s["default"], bool)), None)

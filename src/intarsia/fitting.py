@@ -285,10 +285,7 @@ def fit_in_phases(
 
 
 def fit_as(method: object) -> Callable[..., Run]:
-    """Return the function that trains a method: `fit`, or `fit_in_phases` reduced to its last run.
-
-    method: settings of a method; those that train in several phases have a method `phases`.
-    """
+    """Return the function that trains a method: `fit`, or the last run of `fit_in_phases`."""
     if not isinstance(method, Phased):
         return fit
     phased: Phased = method

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from intarsia.cli import labelled_page
+from intarsia.cli import serving
 from intarsia.reports.local_page import LocalPage, running
 from intarsia.runs.labelled import LabelledFit, LabelledRun, fit_labelled
 
@@ -36,7 +36,7 @@ def asked(port: int, question: Any) -> tuple[int, Any]:
 
 
 def test_it_answers_as_the_run_does(run: LabelledRun) -> None:
-    page = LocalPage(labelled_page.page_of(run), labelled_page.answers(run))
+    page = LocalPage(serving.page_of(run), serving.answers(run))
     answers: list[Any] = []
     with running(page):
         port = page.server.server_port
@@ -49,7 +49,7 @@ def test_it_answers_as_the_run_does(run: LabelledRun) -> None:
         for thread in several:
             thread.join()
         wrong = [{}, {"texts": []}, {"texts": "a"}, {"texts": [" "]}, {"texts": [1]}]
-        wrong.append({"texts": ["a"] * (labelled_page.MOST + 1)})
+        wrong.append({"texts": ["a"] * (serving.MOST + 1)})
         refused = [asked(port, question) for question in wrong]
     assert answers == [(200, {"answers": run.predict(TEXTS)})] * 4
     assert [status for status, _ in refused] == [400] * len(wrong)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from intarsia.core.errors import CheckpointError
-from intarsia.data.onnx_weights import read_onnx
+from intarsia.data.conversions import read_onnx
 
 from ..refusals import refused
 

@@ -18,14 +18,14 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from intarsia.cli.signal_files import read_signal
+from intarsia.cli.codec import read_signal
 from intarsia.conformance.senses import Letters
 from intarsia.core.pictured import lists_pictures
 from intarsia.data import load_data
 from intarsia.data.atomic_files import load_interactions, read_items
 from intarsia.data.collections import load_collection, read_docs, read_queries
+from intarsia.data.conversions import read_onnx
 from intarsia.data.decode import read_image
-from intarsia.data.onnx_weights import read_onnx
 from intarsia.data.texts import read_prompts, read_texts
 from intarsia.senses.data.encoders import ENCODERS
 from intarsia.senses.data.hearing import read_sound

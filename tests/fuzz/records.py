@@ -23,8 +23,8 @@ from intarsia.areas.search.query_weights import QueryWeights
 from intarsia.areas.search.sparse_index import SparseIndex
 from intarsia.cli import app, index_steps
 from intarsia.cli import recommending as cli_recommending
+from intarsia.cli.codec import check_signal
 from intarsia.cli.configuring import read_config
-from intarsia.cli.signal_files import check_signal
 from intarsia.conformance.made import torch_seed
 from intarsia.core.files import write_json
 from intarsia.core.reading import read_bytes

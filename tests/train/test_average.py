@@ -13,7 +13,7 @@ from intarsia import evaluate, fit
 from intarsia.core.errors import ConfigError
 from intarsia.schedules import FixedMask
 from intarsia.train import Recipe
-from intarsia.train.average import Average
+from intarsia.train.learner import Average
 
 from ..refusals import refused
 from .tiny import host, pictures

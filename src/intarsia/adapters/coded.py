@@ -20,10 +20,7 @@ CUT = 2.0  # the initial normal distribution is cut at this many sigma
 
 
 def is_coded(name: str, parameter: Tensor) -> bool:
-    """Return True for a parameter that is quantised: a weight matrix, but no bias, gain or router.
-
-    name: its path in the adapter, such as "down.weight".
-    """
+    """Return True for a parameter that is quantised: a matrix, but no bias, gain or router."""
     is_bias = name.rpartition(".")[2] in BIASES
     return parameter.dim() > 1 and not is_bias and "router" not in name
 

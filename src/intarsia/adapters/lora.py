@@ -104,8 +104,7 @@ class QueryValueCell(LoraCell):
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
         """Return the number of rows of A, 2 r (A_q over A_v), and of B, 2 d (B_q over B_v).
 
-        rank: r, of the queries' and of the values' LoRA each. outputs: 3 d, the width of the fused
-        layer's output. Raises: TargetError if 3 does not divide it.
+        Raises: TargetError if 3 does not divide `outputs`, 3 d.
         """
         if outputs % 3:
             name = "role 'qv' in a fused qkv layer"
@@ -117,8 +116,7 @@ class QueryValueCell(LoraCell):
         """Return the change of queries, keys (zero) and values for x, with these two projections.
 
         x: (..., d_in); returns (..., 3 d). down: a map d_in -> 2 r with the outputs of A_q and A_v
-        in sequence; up: a map r -> 2 d with the outputs of B_q and B_v. They are the module's own A
-        and B, or an expert's in a mixture.
+        in sequence; up: a map r -> 2 d, of B_q and B_v.
         """
         rank = self.config.rank
         # A_q x and A_v x both pass through all of B: half of the result is not needed, but `up`

@@ -84,22 +84,13 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the trained short rows ("pools") from which all adapted layers build A and B.
-
-        sites: the adapted layers (layers of one type share a pool for A and one for B); generator:
-        draws the first values.
-        """
+        """Return the trained short rows ("pools") from which layers of one type build A and B."""
         return Shards(self, sites, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """Return the low-rank adapter for `site`, one layer of the host.
-
-        generator: draws which rows of the shared pools the adapter uses. shared: the pools of rows
-        that `shared_state` made for all layers, a `Shards`; anything else = this adapter gets pools
-        of its own, which no other layer shares.
-        """
+        """Return a layer's low-rank adapter on the rows of `shared`, or on rows of its own."""
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
         # no other layer shares: the cell registers, trains and saves pools of its own

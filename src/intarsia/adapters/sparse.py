@@ -71,10 +71,8 @@ class Sparse(Method):
         return counts
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """Draw which entries of a layer's weight are trained; return the module that adds them.
+        """Return the module that makes W + D of a layer's W: D is 0 but at drawn, trained entries.
 
-        site: the linear layer. Its weight W (site.outputs, site.reads) becomes W + D, where D is
-        zero but at the drawn entries, which are trained and begin at 0. generator: draws them.
         Raises: ConfigError for more entries than the layer has weights.
         """
         weights = site.outputs * site.reads

@@ -26,11 +26,7 @@ from .verdict import (
 
 
 def builds_a_cell(card: Card) -> None:
-    """Check that an adapter's settings name its roles and position, and build a `Cell`.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer. It is
-    built for a layer with as many outputs as inputs, and for one with more.
-    """
+    """Check that an adapter's settings name its roles and position, and build a `Cell`."""
     config = tiny(card)
     holds = bool(config.roles) and config.position in ("parallel", "sequential")
     got = f"roles {config.roles}, position {config.position!r}"
@@ -47,8 +43,6 @@ def maps_the_widths(card: Card) -> None:
     """Check that the cell maps the layer's inputs to tensors of the width of its outputs.
 
     In training and in evaluation, for tokens, for images as maps and for plain vectors.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     for mode in (True, False):
         cell = trained(card).train(mode)
@@ -59,10 +53,7 @@ def maps_the_widths(card: Card) -> None:
 
 
 def leaves_its_input_alone(card: Card) -> None:
-    """Check that the cell does not write to its input, and passes a gradient on to it.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell does not write to its input, and passes a gradient on to it."""
     x = inputs(card).requires_grad_()
     before = x.detach().clone()
     # in training, where dropout or noise may be computed in place
@@ -74,10 +65,7 @@ def leaves_its_input_alone(card: Card) -> None:
 
 
 def depends_on_its_seed_only(card: Card) -> None:
-    """Check that the cell's first weights and draws follow from its generator, not torch's.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell's first weights and draws follow from its generator, not torch's."""
 
     def weights_and_draws() -> list[Tensor]:
         """Build a cell; return its weights and its outputs in training."""
@@ -90,10 +78,7 @@ def depends_on_its_seed_only(card: Card) -> None:
 
 
 def trains_every_parameter(card: Card) -> None:
-    """Check that over many draws a finite gradient reaches every entry of the cell's weights.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that over many draws a finite gradient reaches every entry of the cell's weights."""
     cell = trained(card).train()
     generator = seeded(5)
     reached = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in cell.named_parameters()}
@@ -114,10 +99,7 @@ def trains_every_parameter(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that the cell's state dict holds all that decides its outputs, and only tensors.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell's state dict holds all that decides its outputs, and only tensors."""
     cell, x = trained(card).eval(), inputs(card)
     # another seed, so that equal outputs can only come from the file
     again = build(card, seed=9).eval()
@@ -128,10 +110,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def copies_deeply(card: Card) -> None:
-    """Check that a deep copy of the cell computes the same, and shares no weights with the cell.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that a deep copy of the cell computes the same, and shares no weights with the cell."""
     cell, x = trained(card).eval(), inputs(card)
     copied = copy.deepcopy(cell)
     with torch.no_grad():
@@ -144,10 +123,7 @@ def copies_deeply(card: Card) -> None:
 
 
 def follows_dtype_and_device(card: Card) -> None:
-    """Check that the cell computes in the dtype, and on the device, of its weights and inputs.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell computes in the dtype, and on the device, of its weights and inputs."""
     for dtype in (torch.float64, torch.bfloat16):
         for mode in (True, False):
             got = trained(card).to(dtype).train(mode)(inputs(card).to(dtype)).dtype
@@ -165,10 +141,7 @@ def follows_dtype_and_device(card: Card) -> None:
 
 
 def takes_one_sample(card: Card) -> None:
-    """Check that the cell gives one output for each token, for one sample and an empty batch too.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell gives one output a token, for one sample and an empty batch too."""
     for mode in (True, False):
         # an empty batch comes from a mixture with an expert that has no token
         for count in (1, 0):
@@ -177,10 +150,7 @@ def takes_one_sample(card: Card) -> None:
 
 
 def treats_samples_apart(card: Card) -> None:
-    """Check that the cell's output for a sample, in evaluation, does not depend on its batch.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell's output for a sample, in evaluation, does not depend on its batch."""
     cell, x = trained(card).eval().double(), inputs(card).double()
     with torch.no_grad():
         # each sample as a batch of one
@@ -190,10 +160,7 @@ def treats_samples_apart(card: Card) -> None:
 
 
 def works_under_autocast(card: Card) -> None:
-    """Check that bf16 autocast hardly changes the cell's outputs, and its gradients are finite.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that bf16 autocast hardly changes the cell's outputs, and its gradients are finite."""
     cell, x = trained(card).eval(), inputs(card)
     full = cell(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
@@ -215,7 +182,6 @@ def merges_into_one_cell(card: Card) -> None:
     """Check that merged() of the cell computes the same outputs as the cell does in evaluation.
 
     The merged cell must draw nothing in training, and share no weights with the cell.
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     cell, x = trained(card).double().eval(), inputs(card).double()
     with torch.no_grad():
@@ -234,10 +200,7 @@ def merges_into_one_cell(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that the cell's outputs in evaluation have the same bits, whatever was drawn before.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the cell's outputs in evaluation have the same bits, whatever was drawn before."""
     cell, x = trained(card), inputs(card)
     with torch.no_grad():
         first = cell.eval()(x)
@@ -248,10 +211,7 @@ def evaluates_without_chance(card: Card) -> None:
 
 
 def zero_start_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "zero_start" exactly if the untrained cell adds nothing.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the card has the tag "zero_start" exactly if the untrained cell adds nothing."""
     with torch.no_grad():
         # both modes: some cells scale their output in training alone
         outputs = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
@@ -263,7 +223,6 @@ def linear_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "linear" exactly if the cell's delta() is not None.
 
     delta() is then the matrix (outputs, inputs) by which the cell multiplies its input.
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     cell = trained(card).double().eval()
     # float64, so that only a wrong delta differs
@@ -276,10 +235,7 @@ def linear_exactly_when_tagged(card: Card) -> None:
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "stochastic" exactly if forwards in training differ.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the card has the tag "stochastic" exactly if forwards in training differ."""
     cell, x = trained(card).train(), inputs(card)
     with torch.no_grad():
         first = cell(x)
@@ -288,10 +244,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def folds_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "folds" exactly if a layer's weights can take the cell up.
-
-    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
-    """
+    """Check that the card has the tag "folds" exactly if a layer's weights can take the cell up."""
     # an MLP or a linear layer, as the method's roles say
     place = site(card)
     host: nn.Module = nn.Linear(INPUTS, OUTPUTS)

@@ -40,9 +40,8 @@ class Toy:
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
     """Build a card's router with the tiny settings that the card names for tests.
 
-    A router that reads the weights of its experts is given random experts to read. card: the
-    router's entry in the catalogue. seed: of its first weights. sizes: settings that replace tiny
-    ones, such as experts=1.
+    A router that reads the weights of its experts gets random ones. sizes: settings that replace
+    tiny ones, such as experts=1.
     """
     router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
     # the empty tensor says that experts to read are made in float32 on the CPU
@@ -52,8 +51,7 @@ def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
     """Give a router that reads its experts' weights random experts to read; return the router.
 
-    router: one that reads no experts is returned as it is. like: a tensor with the device and dtype
-    that the experts' weights get.
+    like: a tensor with the device and dtype that the experts' weights get.
     """
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))

@@ -18,9 +18,7 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 def site(card: Card, *, square: bool = False) -> Site:
     """Describe the layer, as a `Site`, to which a method's adapter is added in the tests.
 
-    card: the method's entry in the catalogue; its settings decide whether the layer is an MLP or a
-    linear layer, and whether the adapter reads its input or its output. A LayerNorm is in front of
-    it. square: as many outputs as inputs.
+    A LayerNorm is in front of it. square: as many outputs as inputs.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
     place = Site("block.mlp", INPUTS, outputs, position)
@@ -60,11 +58,7 @@ def host() -> nn.Module:
 
 
 def build(card: Card, seed: int = 0) -> Cell:
-    """Build an adapter's cell, the module that it adds to a layer, as it is before training.
-
-    card: the adapter's entry in the catalogue, with tiny settings; seed: of the generator that
-    draws the cell's weights.
-    """
+    """Build an adapter's cell, the module that it adds to a layer, as it is before training."""
     # a whole cell also computes its host's output, which is taken off again
     cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell

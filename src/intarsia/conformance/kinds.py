@@ -32,27 +32,18 @@ from .verdict import Checks, Law, checks
 
 
 def adapter_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws (functions that test a method by its card) of an adapter.
-
-    A listed one, which PEFT can hold, also gets the laws of a change.
-    """
+    """Return an adapter's laws, with a change's laws for one that PEFT can hold."""
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
 
 
 def change_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws (functions that test a method by its card) of a `Change`.
-
-    A `Sparsifier` also gets its own laws.
-    """
+    """Return a change's laws; a `Sparsifier` also gets its own."""
     is_sparsifier = isinstance(card.config(**card.tiny), Sparsifier)
     return changes.LAWS + (sparsifiers.SPARSIFIER_LAWS if is_sparsifier else ())
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws (functions that test a method by its card) of a schedule.
-
-    Which laws depends on its type: a `LayerSchedule`, a `SparseSchedule`, or a function of steps.
-    """
+    """Return a schedule's laws: a `LayerSchedule`'s, a `SparseSchedule`'s or a function's."""
     schedule = card.config(**card.tiny)
     if isinstance(schedule, LayerSchedule):
         return layer_schedules.LAWS
@@ -85,8 +76,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
 def check(card: Card) -> Checks:
     """Return a check for each law that a method's kind has to obey.
 
-    card: the method's entry in the catalogue. A check is called without arguments and raises
-    ConformanceError if the method breaks the law; where the card declares an exception to a law, it
-    returns the reason, see `Card.exceptions`.
+    A check is called without arguments; it raises ConformanceError if the method breaks the law,
+    and returns the reason for a declared exception, see `Card.exceptions`.
     """
     return checks(card, SUITES[card.kind](card))

@@ -52,10 +52,7 @@ def torch_seed(seed: int) -> Iterator[None]:
 
 
 def require_own_draws(make: Callable[[], Iterable[Tensor]], got: str, fix: str) -> None:
-    """Require that two calls of `make` give the same bits, whatever torch's global generator does.
-
-    make: returns tensors of something that draws from a generator of its own.
-    """
+    """Require that two calls of `make` give the same bits, whatever torch's generator does."""
     runs: list[list[Tensor]] = []
     # the method's own generator has one seed; torch's has two
     for seed in (3, 4):

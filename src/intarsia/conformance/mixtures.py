@@ -116,9 +116,6 @@ def layer_learns(card: Card) -> None:
 
 
 def laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws (functions that test a method by its card) of a layer or an update.
-
-    card: the method's entry in the catalogue; with a `build` it is a layer.
-    """
+    """Return the laws of an update or, if the card has a `build`, of a layer."""
     learns = teaches_the_block if isinstance(tiny(card), Update) else layer_learns
     return (*CARD_LAWS, keeps_shape_and_dtype, keeps_rows_apart, learns)

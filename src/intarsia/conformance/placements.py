@@ -20,10 +20,7 @@ LAYERS, EXPERTS, DEVICES, TOKENS = 3, 8, 4, 48
 
 
 def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
-    """Return a trace (which experts each token had) with two experts a token in each layer.
-
-    experts: in each layer, some chosen more often than others.
-    """
+    """Return a trace with two experts a token in each layer, some chosen more often."""
     draws = seeded(seed)
     popularity = 2 * torch.rand(LAYERS, experts, generator=draws)
     scores = popularity + torch.randn(TOKENS, LAYERS, experts, generator=draws)

@@ -19,10 +19,7 @@ DRAWS = 20
 
 
 def returns_a_routing(card: Card) -> None:
-    """Check that the router returns a Routing, with finite weights and scalar losses.
-
-    The input must stay as it was.
-    """
+    """Check for a Routing with finite weights and scalar losses, and an unchanged input."""
     x = tokens()
     before = x.clone()
     routing = route(build(card), x)
@@ -164,10 +161,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def learned_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "learned" exactly if every parameter gets a gradient.
-
-    The parameters are the router's, and the parameters of experts that it reads.
-    """
+    """Check that the card has the tag "learned" exactly if every parameter gets a gradient."""
     router = build(card)
     routing = after_a_layer(router, tokens())
     read = [t for reader in expert_readers(router) for t in reader.encoder() if t is not None]

@@ -58,10 +58,7 @@ def _count(masks: Kept) -> int:
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """Check that in the end the share `density` of the weights is not 0.
-
-    The method must return the masks of these weights.
-    """
+    """Check that in the end the share `density` of the weights is not 0."""
     method = tiny(card)
     model, run = trained(method)
     masks = kept_of(model)

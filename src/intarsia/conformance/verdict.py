@@ -57,11 +57,7 @@ def laws_of(module: str) -> tuple[Law, ...]:
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """Yield a named check for each law that a method has to obey.
-
-    laws: functions that test a method by its card. The first check is of the declared exceptions:
-    each must name one of the laws, and give a reason.
-    """
+    """Yield a named check of the declared exceptions, then one for each law of a method."""
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
     for name, law in by_name.items():
@@ -131,10 +127,7 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
 
 
 def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
-    """Raise Broken if a card has a tag and the method does not behave so, or the other way round.
-
-    observed: True if the method behaves as the tag says.
-    """
+    """Raise Broken where a card has a tag and the method behaves otherwise, or has it not."""
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
         require(observed, f"tag {tag!r}, but not {behaviour}", behaviour, fix)
@@ -144,10 +137,7 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 
 
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
-    """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values.
-
-    quantity: their name, and fix: how to mend them, for the error.
-    """
+    """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values."""
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)
         require(ours == theirs, f"{quantity}: {name} {ours}", f"{name} {theirs}", fix)

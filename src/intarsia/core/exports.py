@@ -144,10 +144,7 @@ class _NoSuchModule:
 
 
 def hint(module: str, name: str) -> str:
-    """Return what a name that a module does not have was meant for, as ". Did you mean Lora?".
-
-    module: such as "intarsia.search".
-    """
+    """Return what a name that a module does not have was meant for, as ". Did you mean Lora?"."""
     space = module.removeprefix("intarsia").lstrip(".")
     listing = _listing(space.replace(".", "/")) if space else ROOT / "__init__.pyi"
     names = sorted(homes(listing), key=str.casefold) if listing.suffix == ".pyi" else []

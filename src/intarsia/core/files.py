@@ -186,10 +186,7 @@ def _remove(folder: Path, target: Path) -> None:
 
 
 def repaired(path: str | Path) -> Path:
-    """Finish a folder's replacement that a kill interrupted between two renames; return its path.
-
-    Nothing is done if it is there.
-    """
+    """Finish a folder's replacement that a kill interrupted; return the folder's path."""
     path = Path(path)
     target = Path(os.path.realpath(path))
     # only the moment between two renames leaves a ready scratch folder and no target

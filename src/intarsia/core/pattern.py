@@ -58,10 +58,7 @@ class NofM:
         return groups.flatten(-2).movedim(-1, self.axis)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Return for each entry whether its group of m follows the pattern, as bool.
-
-        mask: bool, True = in the part.
-        """
+        """Return for each entry whether its group of m follows the pattern, as bool."""
         groups = self.groups(mask)
         # a group is right or wrong as a whole
         right = groups.sum(-1, keepdim=True) == self.n
@@ -112,10 +109,7 @@ class Blocks:
         return groups.reshape(*groups.shape[:2], rows, columns).transpose(1, 2).reshape(shape)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Return for each entry whether its block is wholly in the part or wholly out of it.
-
-        mask: bool, True = in the part; returns bool of its shape.
-        """
+        """Return for each entry whether its block is wholly in the part or wholly out of it."""
         groups = self.groups(mask)
         # a block is all in the part or all out of it
         right = groups.all(-1, keepdim=True) | ~groups.any(-1, keepdim=True)

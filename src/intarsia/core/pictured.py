@@ -14,10 +14,7 @@ TEXT_COLUMNS = ("text", "prompt", "messages")
 
 
 def lists_pictures(file: Path) -> bool:
-    """Return True if a .jsonl file lists pictures: its first row has picture and label, no text.
-
-    False for any other file, and for one that cannot be read.
-    """
+    """Return True if a .jsonl file lists pictures: its first row has picture and label, no text."""
     if file.suffix.lower() != ".jsonl":
         return False
     try:

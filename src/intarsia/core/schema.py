@@ -132,10 +132,7 @@ class Setting:
         return 0 if self.least is None else self.least
 
     def limits(self, name: str) -> str:
-        """Return the valid words, or the range of a number, as the docs show it; "" without any.
-
-        name: of the setting, which stands in a range such as "0 <= rate < 1".
-        """
+        """Return the valid words, or the range of a number, as the docs show it; "" without any."""
         if valid := words(self.choices):
             return f"one of {', '.join(map(str, valid))}"
         bounds = (self.least, self.above, self.below, self.most)
@@ -252,10 +249,7 @@ def types_of(kind: type) -> Mapping[str, Any]:
 
 
 def to_json(settings: object) -> dict[str, Any]:
-    """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON.
-
-    settings: the dataclass's instance; fields that are no options are left out.
-    """
+    """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON."""
     values: dict[str, Any] = {}
     for name, is_option in _fields_of(type(settings)):
         value = getattr(settings, name)

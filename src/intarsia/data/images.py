@@ -210,10 +210,7 @@ def _are_files(images: ImageSet) -> bool:
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
-    """Raise DataError unless the labels are class numbers, or rows of 0 and 1 for several labels.
-
-    labels: (n,) integers from 0, or (n, classes).
-    """
+    """Raise DataError unless labels are class numbers (n,), or rows of 0 and 1, (n, classes)."""
     # Several labels a picture: a row of 0 and 1.
     rows = labels.ndim == 2 and labels.shape[1] == len(classes)
     if rows and labels.dtype.kind in "iu" and ((labels == 0) | (labels == 1)).all():

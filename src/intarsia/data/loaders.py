@@ -111,10 +111,7 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Imag
 
 
 def tensors_or_prepared(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
-    """Return a set as tensors in memory if they fit there, otherwise decoded on access.
-
-    transform: picture -> (3, H, W).
-    """
+    """Return a set as tensors in memory if they fit there, otherwise decoded on access."""
     try:
         return tensors(images, transform)
     except ConfigError:  # more than half of the free memory

@@ -43,10 +43,7 @@ def photo_origin(*folders: Path) -> Decoded:
 
 
 def photo_rotation(*folders: Path) -> Decoded:
-    """Make a data set of 112 px squares cut from photographs; the class is the angle of a rotation.
-
-    folders: with photographs, some of them for training and others for testing.
-    """
+    """Make a data set of 112 px squares of photographs; the class is a rotation's angle."""
 
     def turned(square: Image.Image, number: int) -> LabelledSquare:
         return square.rotate(90 * (number % 4)), number % 4
@@ -55,11 +52,7 @@ def photo_rotation(*folders: Path) -> Decoded:
 
 
 def photo_blur(*folders: Path) -> Decoded:
-    """Make a data set of 112 px squares cut from photographs; the class is the radius of a blur.
-
-    folders: with photographs, some of them for training and others for testing. Returns the
-    images (training first), their labels, and the classes' names.
-    """
+    """Make a data set of 112 px squares cut from photographs; the class is the radius of a blur."""
 
     def blurred(square: Image.Image, number: int) -> LabelledSquare:
         label = number % len(RADII)

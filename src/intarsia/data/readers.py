@@ -21,10 +21,7 @@ VAGUE = frozenset(  # folders of clip art that do not name a subject
 
 
 def fashion_mnist(folder: Path) -> Decoded:
-    """Read 70,000 shop pictures, 28 px grey; the first 60,000 are the publisher's training part.
-
-    Returns images, labels and class names.
-    """
+    """Read 70,000 shop pictures, 28 px grey; the first 60,000 are the publisher's training part."""
     root = folder / "usr/share/datasets/fashion-mnist"
     images, labels = [], []
     for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
@@ -38,10 +35,7 @@ def fashion_mnist(folder: Path) -> Decoded:
 
 
 def mnist(folder: Path) -> Decoded:
-    """Read handwritten digits, 28 px grey, from JSON files that hold values / 255.
-
-    Returns images, labels and class names.
-    """
+    """Read handwritten digits, 28 px grey, from JSON files that hold values / 255."""
     images, labels = [], []
     for digit, name in enumerate(DIGITS):
         text = (folder / f"package/src/digits/{name}.json").read_text(encoding="utf-8")
@@ -132,8 +126,7 @@ def _read_png_size(file: Path) -> tuple[int, int]:
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
     """Read emoji, 32 px on white, with their category as class.
 
-    vendor: of the drawings, "google" or "twitter". fewest: categories with fewer pictures are left
-    out. Returns images, labels and class names.
+    vendor: "google" or "twitter". fewest: categories with fewer pictures are left out.
     """
     root = folder / "package"
     rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
@@ -155,8 +148,7 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
 def landsat(folder: Path) -> Decoded:
     """Read satellite patches of 3x3 px in false colour: near infrared, red and green light as RGB.
 
-    Band values (27 to 157 of 255) stay as published. The first infrared band is dropped. Returns
-    images, labels and class names.
+    Band values (27 to 157 of 255) stay as published. The first infrared band is dropped.
     """
     file = folder / "usr/lib/R/site-library/mlbench/data/Satellite.rda"
     raw = lzma.decompress(file.read_bytes())
@@ -174,10 +166,7 @@ def landsat(folder: Path) -> Decoded:
 
 
 def textile(folder: Path) -> Decoded:
-    """Read simulated woven textures, 250 px: sound, locally or globally defective.
-
-    Returns images, labels and class names.
-    """
+    """Read simulated woven textures, 250 px: sound, locally or globally defective."""
     root = folder / "conformal_clip_data/data/textile_images/simulated"
     classes = ["nominal", "local", "global"]
     files = [(file, c) for c in classes for file in sorted((root / c).glob("*.jpg"))]

@@ -45,8 +45,7 @@ class SmallModel:
 def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
     """Build an untrained decoder of Llama's architecture.  (B, T) -> .logits (B, T, tokens).
 
-    shape: its sizes; tokens: size of the vocabulary; length: the longest row. Embedding and head
-    are tied.
+    tokens: size of the vocabulary; length: the longest row. Embedding and head are tied.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -63,10 +63,7 @@ def samples_of(file: Path, limit: int = -1) -> np.ndarray:
 
 
 def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
-    """Read the telephone prompts of a language as samples in -1 ... 1 at 8 kHz.
-
-    for_testing: True = the prompts of the test part, else of the training part.
-    """
+    """Read the telephone prompts of a language as samples in -1 ... 1 at 8 kHz."""
     names = [file for file, _ in _files_by_part((folder,))]
     place = folder / "usr/share/asterisk/sounds"
     return [

@@ -340,8 +340,7 @@ def grouped(
 ) -> dict[str, list[int]]:
     """Split rows at random, so that all rows of a group (one prompt) are in the same part.
 
-    groups: the group of each row; val, test: numbers of rows, None for a tenth.
-    Returns part -> positions.
+    val, test: numbers of rows, None for a tenth. Returns part -> positions.
     """
     vals, tests = _part_sizes(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()

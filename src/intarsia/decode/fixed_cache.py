@@ -36,10 +36,7 @@ class FixedLayer(CacheLayerMixin):
         return layer
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate keys and values for `length` tokens, (batch, heads, length, width) each.
-
-        key_states, value_states: the first ones, which give shapes, types and device.
-        """
+        """Allocate keys and values for `length` tokens, (batch, heads, length, width) each."""
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, heads, _, size = key_states.shape
         self.keys = key_states.new_zeros(batch, heads, self.length, size)

@@ -51,10 +51,7 @@ class Weight(NamedTuple):
 
 
 def dense_weight(matrix: Tensor, bias: Tensor | None = None) -> Weight:
-    """Return a matrix (out, in) of float32 or bfloat16, read where it is; no copy is made.
-
-    bias: (out,), None = 0.
-    """
+    """Return a matrix (out, in) of float32 or bfloat16, read where it is; no copy is made."""
     bound = dense.bound(matrix, LONG)
     assert bound is not None  # the model's check has refused other types
     return Weight(bound, lambda x: x @ matrix.float().T, bias)
@@ -70,10 +67,7 @@ def stored_weight(
 
 
 def product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
-    """Return the native instruction dst = W src + b of a linear layer, packed or dense.
-
-    The instruction also has a slow form in Python, for tests.
-    """
+    """Return the native instruction dst = W src + b of a linear layer, packed or dense."""
     bias = None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, PackedLinear):
         form, stored, shape = linear.form, linear.stored, linear.shape

@@ -59,10 +59,7 @@ class ChangedQuantizer(HfQuantizer):
             raise CheckpointError(subject, got=got, want=want, fix=fix) from error
 
     def postprocess_model(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Remove the quantizer from the model, so that it is like the one that was saved.
-
-        kwargs: unused, transformers passes them.
-        """
+        """Remove the quantizer from the model, so that it is like the one that was saved."""
         owner: Any = model
         # the changes stay in the configuration, so that the model can be saved again
         owner.hf_quantizer = None

@@ -58,10 +58,7 @@ class Absmax(Format):
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32: code - 2^(b-1), times its group's scale.
-
-        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them.
-        """
+        """Return the encoded weight in float32: code - 2^(b-1), times its group's scale."""
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         codes = flat.view(math.prod(shape[:-1]), width)

@@ -62,11 +62,9 @@ class Bitmask(Format):
     ) -> dict[str, Tensor]:
         """Encode the weights that are not 0, and a bit for each weight that says where they are.
 
-        weight: any shape, read as (out, the rest). keep: bool, of the weight's shape, True =
-        stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
-        "compressed" (n,), the stored weights row by row; "bitmask" (out, ceil(in / 8)) uint8;
-        "row_offsets" (out,), where each row's weights begin in "compressed"; and, if the weights
-        are stored as int8, "scales" (out,), a factor for each row.
+        weight: read as (out, the rest). Returns "compressed" (n,), the stored weights row by row;
+        "bitmask" (out, ceil(in / 8)) uint8; "row_offsets" (out,), where each row begins in
+        "compressed"; and, for int8, "scales" (out,), a factor for each row.
         """
         keep = kept_of(weight, keep)
         mask = matrix(keep)
@@ -90,11 +88,7 @@ class Bitmask(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight, 0 where nothing was stored.
-
-        stored: the tensors that `encode` returned; shape: the weight's.
-        Raises: ShapeError for tensors that do not fit the shape, or each other.
-        """
+        """Return the encoded weight, 0 where nothing was stored.  Raises: ShapeError."""
         values, bits = stored["compressed"], stored["bitmask"]
         scales = stored.get("scales")
         weight = values.new_zeros(tuple(shape))
@@ -113,11 +107,7 @@ class Bitmask(Format):
         return weight if scales is None else (matrix(weight) * scales[:, None]).view(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
-        multiplies up to MOST_ROWS rows of x with the stored tensors; otherwise W is decoded.
-        """
+        """Return x W^T: up to MOST_ROWS rows by compiled code on the CPU, else by decoding W."""
         values, scales = stored["compressed"], stored.get("scales")
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)
         # no kernel for this machine, type or shape
@@ -131,11 +121,7 @@ class Bitmask(Format):
         return kernels.linear(x, *parts)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in).
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         names = ("bitmask", "compressed", "row_offsets")
         bits, values, offsets = (stored[name] for name in names)
         return kernels.bound(bits, values, offsets, stored.get("scales"), shape[1], MOST_ROWS)

@@ -51,11 +51,9 @@ class BlockInt(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight in blocks of 32 along a row: a scale for each, b = 4 or 8 bits a weight.
 
-        weight: any shape, read as R rows of K blocks. keep: bool, of that shape, False = the weight
-        becomes 0; None = none does. moments: unused; other formats need it. Returns "codes" (R /
-        16, K, b, 16, 4) uint8, the integers of 16 rows side by side, and "scales" (R / 16, K, 16)
-        float16, of their blocks; R is rounded up to a multiple of 16.
-        Raises: DataError for weights that are not finite.
+        weight: read as R rows of K blocks. Returns "codes" (R / 16, K, b, 16, 4) uint8, the
+        integers of 16 rows side by side, and "scales" (R / 16, K, 16) float16, of their blocks; R
+        is rounded up to a multiple of 16. Raises: DataError for weights that are not finite.
         """
         rows = matrix(weight)
         mask = None if keep is None else matrix(kept_of(weight, keep))
@@ -117,34 +115,21 @@ class BlockInt(Format):
         return {name: tensor[bundles] for name, tensor in stored.items()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale, b bits.
-
-        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
-        weight's.
-        """
+        """Return the weight in float32: (code - 2^(b-1)) times its block's scale, b bits."""
         codes, scales = self._rows(stored, shape)
         rows = (codes.float() - 2 ** (self.bits - 1)) * scales.float()[..., None]
         width = torch.Size(shape[1:]).numel() if len(shape) > 1 else shape[0]
         return rows.flatten(1)[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: "codes" and "scales", as `encode` returns them; shape: of W, (out, in). On the CPU
-        and without gradients compiled code computes it, with x rounded to int8; otherwise W is
-        decoded.
-        """
+        """Return x W^T, by compiled code and x in int8 on the CPU without gradients, or decoded."""
         learned = torch.is_grad_enabled() and x.requires_grad
         if learned or len(shape) != 2 or not kernels.runs(x):
             return super().matmul(x, stored, shape)
         return kernels.blockint(x, stored["codes"], stored["scales"], shape[0], self.bits)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in).
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         sides = shape[0], shape[1]
         return kernels.bound(stored["codes"], stored["scales"], sides, self.bits)
 

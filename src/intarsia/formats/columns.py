@@ -57,10 +57,8 @@ class Columns(Format):
     ) -> dict[str, Tensor]:
         """Encode the weights that are not 0 row by row, each with the number of its column (CSR).
 
-        weight: any shape, read as rows of its first axis. keep: bool, of the weight's shape, True =
-        stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
-        "values" (n,), "columns" (n,) uint16, the column of each, and "row_offsets" (out + 1,)
-        int32, where each row begins in "values".
+        Returns "values" (n,), "columns" (n,) uint16, the column of each, and "row_offsets" (out +
+        1,) int32, where each row begins in "values".
         Raises: ShapeError for more columns or weights than these types can count.
         """
         keep = kept_of(weight, keep)
@@ -78,11 +76,7 @@ class Columns(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight, 0 where nothing was stored.
-
-        stored: the tensors that `encode` returned; shape: the weight's.
-        Raises: ShapeError for tensors that do not fit the shape, or each other.
-        """
+        """Return the encoded weight, 0 where nothing was stored.  Raises: ShapeError."""
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         weight = values.new_zeros(tuple(shape))
         dense, columns = matrix(weight), columns.long()
@@ -99,11 +93,7 @@ class Columns(Format):
         return weight
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
-        multiplies up to MOST_ROWS rows of x with the stored tensors; otherwise W is decoded.
-        """
+        """Return x W^T: up to MOST_ROWS rows by compiled code on the CPU, else by decoding W."""
         values, offsets = stored["values"], stored["row_offsets"]
         few_rows = x.shape[:-1].numel() <= MOST_ROWS
         few_rows = few_rows and len(shape) == 2 and x.shape[-1] == shape[-1]
@@ -113,11 +103,7 @@ class Columns(Format):
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in).
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 

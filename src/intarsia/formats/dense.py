@@ -32,21 +32,13 @@ class Dense(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as "values" in bfloat16, of the weight's shape.
-
-        weight: any shape. keep: bool, of that shape, False = the weight becomes 0; None = none
-        does. moments: unused; other formats need it.
-        """
+        """Encode a weight as "values" in bfloat16, of the weight's shape."""
         masked = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
         # a copy, also of a weight that is bfloat16 already
         return {"values": masked.detach().to(torch.bfloat16, copy=True).contiguous()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return a copy of the stored weight, in bfloat16.
-
-        stored: "values", as `encode` returns it; shape: the weight's.
-        Raises: ShapeError where the stored values have another shape.
-        """
+        """Return a copy of the stored weight, in bfloat16.  Raises: ShapeError for others."""
         values = stored["values"]
         if values.shape != tuple(shape):
             fix = "Decode with the shape of the encoding."
@@ -54,12 +46,7 @@ class Dense(Format):
         return values.clone()
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: "values", as `encode` returns it; shape: of W, (out, in). On the CPU and without
-        gradients compiled code multiplies up to MOST_ROWS rows of x, summed in float32; otherwise
-        torch does.
-        """
+        """Return x W^T: up to MOST_ROWS rows on the CPU, without gradients, sum in float32."""
         values, few_rows = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
         learned = torch.is_grad_enabled() and x.requires_grad
         if few_rows and not learned and values.shape == tuple(shape) and kernels.runs(x, values):
@@ -67,8 +54,5 @@ class Dense(Format):
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: "values", which must stay where it is; shape: unused; other formats need it.
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         return kernels.bound(stored["values"], MOST_ROWS)

@@ -60,10 +60,8 @@ class Gaussian(Format):
     ) -> dict[str, Tensor]:
         """Round each entry to one of 2^b levels, and encode the level's number in b bits.
 
-        weight: any shape, of n entries. keep: must be None: no level is 0. moments: unused; other
-        formats need it. Returns "codes" (ceil(n b / 8),) uint8 and "moments" (2,) float32: mean,
-        standard deviation.
-        Raises: ConfigError for a mask.
+        Returns "codes" (ceil(n b / 8),) uint8, of n entries, and "moments" (2,) float32: mean,
+        standard deviation. Raises: ConfigError for a mask: no level is 0.
         """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
@@ -74,11 +72,7 @@ class Gaussian(Format):
         return {"codes": pack_bits(codes, self.bits), "moments": torch.stack([mean, std])}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32.
-
-        stored: "codes" (numbers of levels, b bits each) and "moments" (mean, standard deviation) of
-        `encode`; shape: the weight's.
-        """
+        """Return the encoded weight in float32."""
         mean, std = stored["moments"]
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         # the level of each code, moved and scaled to the weight's distribution

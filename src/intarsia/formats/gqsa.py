@@ -74,12 +74,10 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight in groups of inputs; groups without a kept weight are left out.
 
-        weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
-        stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
-        moments: unused; other formats need it. With r rows in a block, which store the same groups:
-        "row_offsets" (blocks + 1,) and "columns" (K,) say where the K stored groups are; "codes"
-        has b bits for each weight, "scales" (K r,) and "zeros", b bits, one for each group and row:
-        a weight is scale (code - zero).
+        With r rows in a block, which store the same groups: "row_offsets" (blocks + 1,) and
+        "columns" (K,) say where the K stored groups are; "codes" has b bits for each weight, one
+        that is not kept counts as 0; "scales" (K r,) and "zeros", b bits, one for each group and
+        row: a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
@@ -115,10 +113,7 @@ class GroupSparse(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32, 0 in groups that were not stored.
-
-        stored: the tensors that `encode` returned; shape: the weight's.
-        """
+        """Return the encoded weight in float32, 0 in groups that were not stored."""
         rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
@@ -130,11 +125,7 @@ class GroupSparse(Format):
         return dense[:rows, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
-        gradients compiled code computes up to `FEW` rows of x; otherwise W is decoded.
-        """
+        """Return x W^T: up to `FEW` rows, without gradients, by compiled code on the CPU."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         # the kernel was written for one layout, and has no backward
@@ -153,11 +144,7 @@ class GroupSparse(Format):
         return y[:, : shape[0]].to(x.dtype).reshape(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
-
-        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in).
-        """
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
         blocks = -(-shape[0] // self.rows)
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != blocks + 1:
             return None

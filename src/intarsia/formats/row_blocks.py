@@ -51,10 +51,9 @@ class RowBlocks(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight in blocks of output rows, which store the same input channels.
 
-        weight: (out, in, k, k) or (out, in). keep: bool, of the weight's shape, True = stored; None
-        = the weights that are not 0. moments: unused; other formats need it. Returns "ptr" (blocks
-        + 1,), where each block begins among the n stored channels; "channels" (n,), the number of
-        each stored input channel; and "values" (n, inputs k k, rows), the weights of each.
+        weight: (out, in, k, k) or (out, in). Returns "ptr" (blocks + 1,), where each block begins
+        among the n stored channels; "channels" (n,), the number of each stored input channel; and
+        "values" (n, inputs k k, rows), the weights of each.
         """
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
@@ -68,11 +67,7 @@ class RowBlocks(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight, 0 where nothing was stored.
-
-        stored: the tensors that `encode` returned; shape: the weight's.
-        Raises: ShapeError for tensors that do not fit the shape, or each other.
-        """
+        """Return the encoded weight, 0 where nothing was stored.  Raises: ShapeError."""
         ptr, channels, values = (stored[name] for name in ("ptr", "channels", "values"))
         blocks = self._blocks(values.new_zeros(tuple(shape)))
         counts, channels = ptr.long().diff(), channels.long()

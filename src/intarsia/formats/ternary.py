@@ -65,11 +65,9 @@ class Ternary(Format):
     ) -> dict[str, Tensor]:
         """Round each weight to one of its row's three levels, min, 0 and max, and encode which.
 
-        weight: any shape, read as (out, the rest); small weights become 0. keep: bool, False = the
-        weight becomes 0; None = all are rounded. moments: unused; other formats need it. Returns
-        "codes" (K,), each the number of a word in a dictionary, which stands for a run of weights'
-        levels; "row_offsets" (out + 1,), where each row begins in "codes"; "levels" (out, 2), min
-        and max of each row.
+        weight: read as (out, the rest). Returns "codes" (K,), each the number of a word in a
+        dictionary, which stands for a run of weights' levels; "row_offsets" (out + 1,), where each
+        row begins in "codes"; "levels" (out, 2), min and max of each row.
         Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
@@ -113,12 +111,7 @@ class Ternary(Format):
         return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32.
-
-        stored: "codes" (numbers of words in the dictionary), "row_offsets" and "levels", as
-        `encode` returns them. shape: the weight's.
-        Raises: ShapeError for tensors that do not fit.
-        """
+        """Return the encoded weight in float32.  Raises: ShapeError."""
         self.check(stored, shape)
         rows, width = sides(shape)
         levels = stored["levels"].float()
@@ -127,12 +120,7 @@ class Ternary(Format):
         return level.gather(1, digits[:, :width]).reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
-
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
-        gradients compiled code multiplies up to FEW rows of x, decoding in registers; otherwise W
-        is decoded first.
-        """
+        """Return x W^T: for up to FEW rows, without gradients, decode W in a CPU's registers."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad
@@ -152,9 +140,8 @@ class Ternary(Format):
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
         """Return a prepared call x -> x W^T for few rows of x, or None.
 
-        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in). None without a native kernel, for a weight of other than two dimensions or with
-        another number of rows, and for tensors that are not contiguous.
+        None without a native kernel, for a weight of other than two dimensions or with another
+        number of rows, and for tensors that are not contiguous.
         """
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None

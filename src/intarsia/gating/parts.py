@@ -69,9 +69,7 @@ class PartsRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """Route tokens by the sum of k gates; an expert with a summed weight of 0 is not used.
 
-        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. Each gate, as
-        `self.parts` computes it, is a distribution over the E experts. Its losses are part of the
-        result in training only.
+        Each gate is a distribution over the E experts (`self.parts`). Losses: in training only.
         """
         # padding would count in the losses' mean entropy: the real rows are routed alone
         if valid is not None:

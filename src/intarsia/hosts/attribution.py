@@ -86,10 +86,7 @@ class Attribution:
         return index // score.shape[1], index % score.shape[1]
 
     def doubts(self, expert: tuple[int, int]) -> tuple[str, ...]:
-        """Return the reasons not to trust the choice of an expert, as sentences; empty if none.
-
-        expert: (layer, expert).
-        """
+        """Return the reasons not to trust the choice of an expert, as sentences; empty if none."""
         reasons: list[str] = []
         if self.tokens < FEW:
             reasons.append(f"experts are attributed from {self.tokens} tokens; give {FEW} or more")

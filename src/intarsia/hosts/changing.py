@@ -53,10 +53,7 @@ def step_of(entry: Mapping[str, Any]) -> Step:
 
 
 def repeat(model: nn.Module, step: Step) -> nn.Module:
-    """Apply a recorded change that was read from a file, and return the model.
-
-    model: changed in place if it can be.
-    """
+    """Apply a recorded change that was read from a file, and return the model."""
     before = steps_of(base_of(model))
     model = step.plan.change.apply(model, step.plan, name=step.name)
     set_steps(base_of(model), (*before, step))

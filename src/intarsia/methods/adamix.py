@@ -59,11 +59,7 @@ class Adamix(OverMethod):
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
-        """Build an adapter with N copies of the unshared projections; a forward uses some.
-
-        site: the host module, with its input and output widths; generator: the source of first
-          weights, noise and draws of experts. The copies' mean is used in evaluation.
-        """
+        """Build an adapter with N copies of the unshared projections, in evaluation their mean."""
         # Copies replace the projections of one ordinary adapter, so that activation and norm exist
         # once.
         body = two_sided(self.over.build(site, generator=generator))

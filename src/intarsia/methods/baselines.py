@@ -24,10 +24,7 @@ class _PartTuning(Change):
         check(self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Freeze all but the method's part of the model, in place.
-
-        plan, name: unused, since nothing is drawn or added.
-        """
+        """Freeze all but the method's part of the model, in place."""
         settings: Any = self  # a dataclass in every subclass
         # The settings of the dataclass are the keywords of `train_part`.
         return train_part(host, self.part, **asdict(settings))
@@ -97,10 +94,7 @@ class _PromptTuning(Change):
         check(self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Add trained prompt tokens to the model, in place.
-
-        name: unused, since a model has one set of prompts.
-        """
+        """Add trained prompt tokens to the model, in place."""
         settings: Any = self
         # The settings of the dataclass are the keywords of `add_prompts`.
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))

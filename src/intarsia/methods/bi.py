@@ -71,11 +71,7 @@ class BiAdapter(OverMethod):
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
-        """Build the inner adapter of a host module, with its weights rounded in each forward.
-
-        site: the host module and its widths; generator: the source of first weights. The rounding
-          is to 2^b levels, b = `bits`; the parameters themselves stay floats.
-        """
+        """Build a host module's inner adapter; each forward rounds its weights to 2^bits levels."""
         # The module around the adapter rounds its weights on the fly; parameters stay floats.
         body = self.over.build(site, generator=generator)
         return CodedCell(

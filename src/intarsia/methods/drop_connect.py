@@ -47,11 +47,7 @@ class DropConnect(OverMethod):
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
 
     def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
-        """Build an adapter that drops random weights of one projection while it trains.
-
-        site: the host module, with its input and output widths; generator: the source of the
-          adapter's first weights and of the masks.
-        """
+        """Build an adapter that drops random weights of one projection while it trains."""
         # The same weights with and without noise: in evaluation the mask is the whole matrix.
         body = two_sided(self.over.build(site, generator=generator))
         return DroppedWeights(body, self.side, self.p, generator)

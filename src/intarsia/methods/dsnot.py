@@ -94,10 +94,7 @@ class DSnoT(Pruner):
         return self.base.needs | {"mean", "square"}
 
     def on(self, layers: Sequence[str]) -> Any:
-        """Return the method with its base restricted to other layers.
-
-        layers: patterns of the layers' paths.
-        """
+        """Return the method with its base restricted to other layers."""
         return replace(self, base=self.base.on(layers))
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
@@ -127,12 +124,7 @@ class DSnoT(Pruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Prune one layer by the base method, then improve its mask by swaps.
-
-        name: the layer's path; weight: (out, in); statistics: the statistics of the layer's inputs;
-          generator: the source of the base method's random draws. Returns the mask as a partition,
-          and the new weight (out, in), 0 where pruned.
-        """
+        """Prune one layer by the base method, then improve its mask by swaps."""
         # The base prunes first; a base such as SparseGPT also compensates in `new`.
         part, new = self.base.edit(name, weight, statistics, generator)
         mask = part.mask(name, 0).to(weight.device)

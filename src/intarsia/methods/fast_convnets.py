@@ -110,10 +110,9 @@ class Chw(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose how each layer is stored, by timing on this machine; the host is unchanged.
 
-        host: the net; batches: the first one is an example of one picture, or the pictures that
-          choose the ranges of codes; seed: recorded, though nothing is drawn. Returns a plan with
-          the block size of each layer and the measured milliseconds. Raises: ConfigError if the
-          whole net would be slower, see the class.
+        batches: the first one is an example of one picture, or the pictures that choose the ranges
+        of codes. The plan has each layer's block size and milliseconds.
+        Raises: ConfigError if the whole net would be slower, see the class.
         """
         _check(host)
         pictures = self._pictures(host, batches)
@@ -150,11 +149,7 @@ class Chw(Change):
         return Plan(self, seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Return a net in CHW, which shares the modules that stay in torch; `host` is unchanged.
-
-        plan: the result of `plan`, with the picture's shape and each layer's block size; name:
-          unused.
-        """
+        """Return a net in CHW, which shares the modules that stay in torch; `host` is unchanged."""
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.
         picture = torch.zeros([int(side) for side in decided["example"]])
@@ -168,10 +163,7 @@ class Chw(Change):
         return rewritten(host, graph, clusters, forms, self.force, codings)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raise FoldError, always: batch norms were merged into the packed weights for good.
-
-        host: the compressed net.
-        """
+        """Raise FoldError, always: batch norms were merged into the packed weights for good."""
         want = "the net before it was compressed"
         fix = "Keep that one: it has the same outputs."
         raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)

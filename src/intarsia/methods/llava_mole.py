@@ -58,11 +58,7 @@ class LlavaMole(BesideAttention):
         return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
-        """Build the plain LoRA of an attention layer, or the routed LoRAs of an MLP.
-
-        site: the host module, with its input and output widths; generator: the source of first
-          weights.
-        """
+        """Build the plain LoRA of an attention layer, or the routed LoRAs of an MLP."""
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora

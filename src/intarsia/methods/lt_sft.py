@@ -96,11 +96,7 @@ class LtSft(Method):
         return ("qkv", "projection", "mlp_linear")
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """Build the adapter of phase A, in which every entry of the layer's weight may change.
-
-        site: the host module, with its input and output widths; generator: passed on; nothing is
-          drawn.
-        """
+        """Build the adapter of phase A, in which every entry of the layer's weight may change."""
         return Sparse(density=1.0).build(site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Phases:

@@ -71,14 +71,10 @@ class MixLora(BesideAttention):
 
     @property
     def shares_state(self) -> bool:
-        """True if the adapters of the experts share state."""
         return self.over.shares_state
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-        """Return the module with the state that the adapters of all experts share.
-
-        sites: the host's MLPs, with their widths; generator: the source of first weights.
-        """
+        """Return the module with the state that the adapters of all experts share."""
         # Each linear map of each MLP has a site for every expert.
         sites_of_maps = (places(site, self.router.experts) for site in sites)
         expert_sites = [
@@ -92,11 +88,7 @@ class MixLora(BesideAttention):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
-        """Build the plain LoRA of an attention layer, or the routed experts of an MLP.
-
-        site: the host module, with its widths; generator: the source of first weights; shared: the
-          result of `shared_state`, None if the experts' adapters share nothing.
-        """
+        """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
         # Attention layers get the plain LoRA; what remains is a whole MLP.
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:

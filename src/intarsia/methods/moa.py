@@ -127,11 +127,7 @@ class MoA(Change):
         return self.extend or max(*self.lengths, self.check)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the spans, and return them as the plan of `HeadSpans`, which is saved.
-
-        host: the model, which stays as it is; batches: rows of token ids, see `choose_spans`; seed:
-          draws the rows that validate.
-        """
+        """Choose the spans by `choose_spans`, and return them as the plan of `HeadSpans`."""
         spans = choose_spans(host, self, list(batches), seed=seed)
         return planned(host, spans, None, seed=seed)
 
@@ -139,10 +135,7 @@ class MoA(Change):
         return HeadSpans().apply(host, plan, name=name)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse to write the change into the host's weights: no weights limit what a head sees.
-
-        host: the model, with heads that attend to a part of the text.  Raises: FoldError, always.
-        """
+        """Raise FoldError, always: no weights of a host limit what a head sees."""
         return HeadSpans().fold(host)
 
 

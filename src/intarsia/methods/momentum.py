@@ -60,9 +60,7 @@ class Momentum(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Find the modules that get momentum on their outputs.
 
-        host: the model; batches: unused, no data are needed; seed: is recorded, nothing is drawn.
-        Returns the plan of a `Momentum` with all paths. Raises: TargetError for blocks with unlike
-        tokens (Swin's stages), or a model without MLPs in blocks.
+        Raises: TargetError for blocks with unlike tokens (Swin's stages), or without MLPs.
         """
         model_blocks = blocks(host)
         mlps = {path: f"{path}.{mlp}" for path, block in model_blocks if (mlp := mlp_of(block))}
@@ -77,18 +75,12 @@ class Momentum(Change):
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Wrap the planned modules in residual updates with momentum, in place; return the model.
-
-        host: the model; plan, name: unused, as the settings have the modules' paths.
-        """
+        """Wrap the planned modules in residual updates with momentum, in place."""
         # Each module passes its momentum to the next one along the depth.
         return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raise FoldError, always: momentum adds outputs of earlier layers, which no weight does.
-
-        host: the model with momentum.
-        """
+        """Raise FoldError, always: momentum adds outputs of earlier layers, as no weight does."""
         subject = f"fold {type(host).__name__}"
         got, want = "momentum along the depth", "layers that do not read one another's"
         raise FoldError(

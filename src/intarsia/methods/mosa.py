@@ -138,20 +138,13 @@ class Mosa(OverMethod):
         return cls(**settings)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
-        """Return settings with k for a budget, see `for_budget`; `active` is not overwritten.
-
-        images: training images; epochs: passes over them; given: names of the settings that the
-          user has set.
-        """
+        """Return settings with k for a budget, see `for_budget`; `active` is not overwritten."""
         if "active" in given:
             return self
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
-        """Build an adapter with projections that are split among experts.
-
-        site: the host module, with its widths; generator: the source of first weights and draws.
-        """
+        """Build an adapter with projections that are split among experts."""
         body = two_sided(self.over.build(site, generator=generator))
         return MosaCell(self, body, generator)
 
@@ -238,9 +231,7 @@ class Official(PublishedRecipe):
     def prepare(self, host: nn.Module, seed: int) -> None:
         """Set dropout in the pretrained model, and start the head as published, in place.
 
-        host: the model; seed: of the head's first weights.
-        Raises: TargetError for a model without these dropouts; ConfigError for one without one
-          linear head.
+        Raises: TargetError for no such dropouts; ConfigError unless there is one linear head.
         """
         head = linear_head(host)
         set_dropout(host, self.dropout)

@@ -77,11 +77,7 @@ class Pace(OverMethod):
         return partial(pace, weight=weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
-        """Build an adapter with noise on its output while it trains.
-
-        site: the host module, with its widths; generator: the source of first weights and of the
-          noise.
-        """
+        """Build an adapter with noise on its output while it trains."""
         # The noise multiplies the output, so that an adapter that adds nothing yet stays silent.
         body = self.over.build(site, generator=generator)
         return ScaledOutput(body, self.sigma, generator)

@@ -72,11 +72,7 @@ class PeftMethod(Change):
         return of_settings(self.method, **(self.settings_to_dict() | changes))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put PEFT's layers into the host and return PEFT's model.
-
-        host: the model; plan: gives the seed of the first weights; name: unused, as PEFT names its
-          own adapter.
-        """
+        """Put PEFT's layers into the host and return PEFT's model."""
         return through_peft(
             host,
             self._kind,
@@ -87,10 +83,7 @@ class PeftMethod(Change):
         )
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge PEFT's layers into the model by PEFT's own code, and return the stock model.
-
-        host: PEFT's model.  Raises: what PEFT raises for a method that does not merge.
-        """
+        """Merge PEFT's layers into the stock model by PEFT's code.  Raises: what PEFT raises."""
         model: Any = host
         # PEFT removes its own layers and returns the stock model.
         return model.merge_and_unload()

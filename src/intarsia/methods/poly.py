@@ -85,7 +85,6 @@ class Poly(Method):
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
         """Build a layer's inventory of skills: S LoRAs for each of Q heads, and a router.
 
-        site: the host module, with its path and widths; generator: the source of first weights.
         Raises: TargetError for widths that do not suit the rank or the heads.
         """
         # A rank above the smaller width would be more than a full change has.

@@ -90,7 +90,6 @@ class Qmoe(Change):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "gptq" else ())
 
     def plan(
@@ -103,10 +102,8 @@ class Qmoe(Change):
     ) -> Plan:
         """Round and encode all experts on a copy of the model; the host stays as it is.
 
-        host: the model; batches: calibration data, unused if start="rtn"; seed: recorded, though
-          nothing is drawn; keeping: where finished blocks are written, so that an interrupted plan
-          can resume.
-        Returns a plan with the codes and levels of every stack of experts.
+        batches: unused if start="rtn". keeping: where finished blocks are written, so that an
+        interrupted plan can resume.
         """
         # A model without stacks is refused before it is copied.
         expert_stops(host, self.layers)
@@ -141,11 +138,7 @@ class Qmoe(Change):
         return MixturePacking(self, seed, decided, stored)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the experts by packed ones, in place, and return the model.
-
-        host: the model; plan: the result of `plan`; one that was read from a folder makes empty
-          experts, which are filled from that folder's file; name: unused.
-        """
+        """Pack the experts, in place; a plan that was read makes empty ones to be filled."""
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, MixturePacking) else None
@@ -161,10 +154,7 @@ class Qmoe(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return a copy of the model with plain experts, which have the decoded weights.
-
-        host: the model with packed experts.
-        """
+        """Return a copy of the model with plain experts, which have the decoded weights."""
         plain = copy.deepcopy(host)
         model = base_of(plain)
         unpack_stacks(model, Ternary)

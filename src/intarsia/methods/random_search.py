@@ -100,11 +100,7 @@ class RandomSearch(Change):
         return frozenset(("outputs", "shape", "routing") if self.density == 1 else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Search, and return a plan with the units that stay and their score.
-
-        host: the model, unchanged; batches: labelled ones, see `search`; seed: fixes the random
-          draws.
-        """
+        """Search, and return a plan with the units that stay and their score."""
         best = search(host, self, batches, seed=seed)[self.rank]
         units_by_layer = {path: units.tolist() for path, units in best.units.items()}
         # A single draw has no score, which is NaN; JSON has none.
@@ -112,10 +108,7 @@ class RandomSearch(Change):
         return Plan(self, seed, {"kept": units_by_layer, "score": score})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Remove all hidden units but the planned ones from the model, in place, and return it.
-
-        host: the model; plan: has the units that stay, by layer; name: unused.
-        """
+        """Remove all hidden units but the planned ones from the model, in place, and return it."""
         cut(host, {path: torch.tensor(units) for path, units in plan.decided["kept"].items()})
         return host
 
@@ -217,10 +210,7 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
-    """Remove all hidden units but the chosen ones from a model's weights, in place.
-
-    units_by_layer: path of the layer that reads the units -> numbers of the units that stay.
-    """
+    """Remove all hidden units but the chosen ones from a model's weights, in place."""
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = units_by_layer[path].to(layer.reads.weight.device)

@@ -60,11 +60,7 @@ class SparseByteNn(Change):
         check(self)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the order of each group of channels, and the layers to prune.
-
-        host: the net, unchanged; batches: unused, no data are needed; seed: recorded, nothing is
-          drawn.
-        """
+        """Choose the order of each group of channels, and the layers to prune."""
         check_unadapted(host)
         channels = channels_of(host)
         if not channels.layers:
@@ -87,10 +83,7 @@ class SparseByteNn(Change):
         return orders
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Reorder the channels of the net as planned, in place.
-
-        host: the net; plan: the result of `plan`, with an order for each group; name: unused.
-        """
+        """Reorder the channels of the net as planned, in place."""
         groups = channels_of(host).free
         for group, order in zip(groups, plan.decided["orders"], strict=True):
             # An empty order: no layer that is pruned writes these channels.
@@ -101,9 +94,8 @@ class SparseByteNn(Change):
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
         """Return the pruning schedule of a training on the reordered net.
 
-        plan: says which layers are pruned; schedule: the user's, None = `Gradual` by blocks of
-          `rows`; a `Gradual` without layers gets these layers and rows; any other one is returned
-          as it is.
+        schedule: the user's, None = `Gradual` by blocks of `rows`; a `Gradual` without layers gets
+        these layers and rows.
         """
         layers = tuple(plan.decided["layers"])
         if schedule is None:

@@ -108,11 +108,7 @@ class SparseIft(Change):
         return frozenset(("outputs", "shape", "routing") if none else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the layers to replace, and how many weights each keeps.
-
-        host: the model, unchanged; batches: unused, no data are needed; seed: of the zeros that
-          `apply` draws. Warns of rows with less than one weight.
-        """
+        """Choose the layers to replace, and how many weights each keeps; warn of rows with none."""
         check_unadapted(host)
         if "outputs" in self.preserves:
             return Plan(self, seed, {"layers": {}})
@@ -123,10 +119,7 @@ class SparseIft(Change):
         return Plan(self, seed, {"layers": {p: m.weight.numel() for p, m in layers.items()}})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the planned layers by larger ones, and draw their zeros, in place.
-
-        host: the model; plan: names the layers and gives the seed; name: unused.
-        """
+        """Replace the planned layers by larger ones, and draw their zeros, in place."""
         layers: Mapping[str, int] = plan.decided["layers"]
         # The seed is mixed, so that masks do not repeat the draws of another change with this seed.
         draw = torch.Generator().manual_seed(mix(plan.seed, 2303))
@@ -148,7 +141,6 @@ class SparseIft(Change):
     def fold(self, host: nn.Module) -> nn.Module:
         """Return a copy with plain layers: parallel and doped ones become their dense layer.
 
-        host: the changed model.
         Raises: FoldError for linear branches, where norms depend on the sample.
         """
         stock, applied_steps = copy.deepcopy(host), steps_of(host)
@@ -169,8 +161,7 @@ class SparseIft(Change):
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
         """Return the schedule of masks for a training of the changed model.
 
-        plan: names the layers that are sparse; schedule: the user's, None = RigL on these layers;
-          another one is restricted to them, and keeps as many weights in each.
+        schedule: the user's, restricted to the sparse layers and their densities; None = RigL.
         Raises: ConfigError for one of another density, or without masks.
         """
         layers = tuple(p for path in plan.decided["layers"] for p in self._masked_paths(path))

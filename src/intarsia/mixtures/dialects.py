@@ -51,10 +51,7 @@ class Dialect:
         return y
 
     def after(self, module: Any, y: Tensor) -> Tensor:
-        """Apply the modules that follow the MLP's last linear map, such as a dropout.
-
-        y: (..., d), the output of that map.  -> (..., d).
-        """
+        """Apply the modules that follow the MLP's last linear map, such as a dropout."""
         for name in self.behind:
             part = getattr(module, name, None)
             y = y if part is None else part(y)

@@ -149,10 +149,7 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert.
-
-        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
-        """
+        """Compute each row by its expert."""
         linear = linear_of(expert, self.experts)
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
@@ -182,10 +179,7 @@ class StackedExperts(Experts):
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
-
-        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
-        """
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of outputs for token t."""
         # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
         learned = torch.is_grad_enabled() and any(
@@ -201,8 +195,6 @@ class StackedExperts(Experts):
         return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
-
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = torch.einsum("tei,eoi->teo", x, weight)
             return y if bias is None else y + bias
@@ -233,10 +225,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute x_n W_e^T + b_e for each row n, with e its expert.
-
-        x: (N, in), sorted by expert; weight: W, (E, out, in); bias: b, (E, out) or None.
-        """
+        """Compute x_n W_e^T + b_e for each row n, with e its expert."""
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
@@ -269,10 +258,7 @@ class ExpertList(Experts):
         self.experts = len(modules)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert.
-
-        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
-        """
+        """Compute each row by its expert."""
         # every expert must be called: ranks wait for a gradient of each
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         parts = rows.split(loads)

@@ -59,7 +59,6 @@ class FusedExperts(Experts):
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
         chosen_expert = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
         return torch.stack([self.forward(x, expert) for expert in chosen_expert], 1)
 

@@ -48,10 +48,7 @@ def dialect_of(site: Site) -> Dialect:
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
-    """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites.
-
-    A `Site` is a path with the widths that an adapter needs. site: the MLP; experts: E.
-    """
+    """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites."""
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
         for name, inputs, outputs in site.layers
@@ -124,10 +121,7 @@ class MlpExperts(Cell):
         """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute an MLP together with the experts, which the router chooses by the MLP's input.
-
-        x: (..., d), its input.  -> (..., d).
-        """
+        """Compute an MLP with the experts that the router chooses by its input, (..., d)."""
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -139,10 +133,7 @@ class MlpExperts(Cell):
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
-        """Raise TargetError if an MLP does not compute what the names of its linear maps suggest.
-
-        module: the MLP; its output for two rows is compared with its supposed form's output.
-        """
+        """Raise TargetError for an MLP that does not compute what its maps' names suggest."""
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
         matches = self.dialect.fits(children)
@@ -169,8 +160,7 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute an MLP with each linear map P changed to P x_t + sum_e G_te cell_e(x_t).
 
-        rows: x, (N, d); routing: G_te, the weight of expert e for row t; cell_e is the expert's
-          adapter of that map.  -> (N, d).
+        G_te: the weight of expert e for row t; cell_e: the expert's adapter of that map.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -193,8 +183,7 @@ class OutputExperts(MlpExperts):
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
         """Compute the frozen MLP with the LoRA of one expert added to each of its linear maps.
 
-        It is the slow reference for `mixed`, which computes the frozen products once for all
-        experts. expert: number of the expert, from 0; x: (N, d).  -> (N, d).
+        The slow reference for `mixed`, which computes the frozen products once for all experts.
         """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
@@ -203,10 +192,9 @@ class OutputExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).
 
-        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP (all experts
-          share its products); rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
-          (N, d). By linearity the last frozen map is applied once, to the weighted sum over e of
-          the hidden units a_te of MLP_e.
+        MLP_e: the frozen MLP with the adapters of expert e; G_te: its weight for row t. By
+        linearity the last frozen map is applied once, to the weighted sum of the hidden units of
+        all MLP_e.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts

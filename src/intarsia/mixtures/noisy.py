@@ -55,10 +55,7 @@ class ScaledOutput(NoisyCell):
         self.sigma = sigma
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output.
-
-        x: (B, ..., inputs), B samples; body: the adapter; sigma: a setting.  -> (B, ..., outputs).
-        """
+        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output."""
         y = self.body(x)
         if not self.sigma:
             return y
@@ -79,10 +76,7 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the adapter with random weights of one projection, `side`, set to 0.
-
-        x: (B, ..., inputs) -> (B, ..., outputs). For each of the B samples other weights are drawn.
-        """
+        """Compute the adapter with some weights of one projection 0, others for each sample."""
         if not self.p:
             return self.body(x)
         body: Any = self.body

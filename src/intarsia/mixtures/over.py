@@ -15,10 +15,7 @@ class OverMethod(Method):
     over: Any
 
     def refuse_shared(self) -> None:
-        """Raise ConfigError unless `over` is another adapter, with cells that share no weights.
-
-        A cell is the trainable module that an adapter adds to one host module.
-        """
+        """Raise ConfigError unless `over` is another adapter, with cells that share no weights."""
         name = type(self.over).__name__
         if isinstance(self.over, type(self)) or not isinstance(self.over, Method):
             want, fix = "another adapter's settings", "Pass a Bottleneck or a Lora."
@@ -30,10 +27,7 @@ class OverMethod(Method):
 
     @property
     def elsewhere(self) -> Self | None:
-        """The settings for hosts without attention; None if the method serves none of these.
-
-        They are the same over what `over` (the adapter's settings) names for such hosts.
-        """
+        """The settings over what `over` names for hosts without attention, or None."""
         over = self.over.elsewhere
         return None if over is None else replace(self, over=over)  # pyright: ignore
 

@@ -104,11 +104,7 @@ class PackedExperts(Experts):
         self.gated = "gate" in stacks or shell.gate is not None
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each expert's MLP on its rows.
-
-        rows: (N, width), sorted by expert; expert: (N,), the expert of each row, ascending.
-        Returns (N, width), in the same order.
-        """
+        """Compute each expert's MLP on its rows."""
         parts = [
             self._linear(self._hidden(x, e), "down", e)
             for e, x in self._experts_with_rows(rows, expert)

@@ -62,11 +62,9 @@ class HeavyBall(Update):
         check(self)
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (m_l, m_l), the new momentum: it is added to x, and passed to the next block.
+        """Return (m_l, m_l), m_l = mu m + gamma f(x), which is added to x and passed on.
 
-        f: the block; x: (..., d), the residual stream; m: m_{l-1}, the previous block's momentum,
-          None at the first block. m_l = mu m + gamma f(x), with mu the share of m that
-          stays and gamma the weight of the block's output.
+        mu: the share of m that stays; gamma: the weight of the block's output.
         """
         m = self.gamma * f(x) if m is None else self.mu * m + self.gamma * f(x)
         return m, m
@@ -115,8 +113,7 @@ class AdamOnce(Update):
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the change of x, an Adam step at the first block, and the momentum.
 
-        f: the block; x: (..., d), the residual stream; m: the momentum so far, None at the first
-          block. Later blocks take a step of `HeavyBall`, mu m + gamma f(x).
+        Later blocks take a step of `HeavyBall`, mu m + gamma f(x).
         """
         output = f(x)
         if m is not None:
@@ -175,11 +172,9 @@ class Robust(Update):
         return True
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (m_l, m_l), the new momentum: it is added to x, and passed to the next block.
+        """Return (m_l, m_l), m_l = mu m + gamma f(x + alpha m), which is added to x and passed on.
 
-        f: the block; x: (..., d), the residual stream; m: m_{l-1}, the previous block's momentum,
-          None at the first block. m_l = mu m + gamma f(x + alpha m), with mu the share of m that
-          stays, gamma the weight of the block's output, alpha a step ahead.
+        mu: the share of m that stays; gamma: the block's weight; alpha: a step ahead.
         """
         gamma, mu, alpha = self.constants
         m = gamma * f(x) if m is None else mu * m + gamma * f(x + alpha * m)

@@ -58,11 +58,7 @@ class SkillsCell(Cell):
         return down, up
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to each sample the LoRA that is mixed from the skills for its task.
-
-        x: (N, ..., d_in) -> (N, ..., d_out). The router knows the samples' tasks: they were set
-          before the forward.
-        """
+        """Apply to each sample the LoRA mixed from the skills for its task."""
         x = self.cast(x)
         # a weight for each sample, head and skill, listed in this order: (N Q S,)
         weight = self.router(x).weight
@@ -105,8 +101,5 @@ class SkillsCell(Cell):
         return self.of_task()
 
     def delta(self, task: int | None = None) -> Tensor:
-        """Return the weight change of one task, (outputs, inputs).
-
-        task: its number; None = the only one, or, where the router's `unknown` is "mean", the mean.
-        """
+        """Return a task's weight change; None = the only one, or `unknown`'s "mean"."""
         return self.of_task(task).delta()

@@ -83,8 +83,7 @@ class UnionMlp(Mixture):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the weighted sum of the experts' outputs, plus the MLP's bias.
 
-        x: (..., d) -> (..., out). While the router's gate is taught, it also gets the outputs, so
-          that it learns to predict their sizes.
+        A gate that is taught gets the outputs too, and learns to predict their sizes.
         """
         router = cast(UnionRouter, self.router)
         if not router.teaches:
@@ -212,10 +211,7 @@ class SelectiveAttention(UnionAttention):
         return weight.reshape(self.experts, 3 * n, d), bias
 
     def naive(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute the same as `forward`, slowly: expert by expert, sequence by sequence.
-
-        x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens.
-        """
+        """Compute the same as `forward`, slowly: expert by expert, sequence by sequence."""
         gates = routing.dense().view(*x.shape[:2], self.experts)
         # a pair of weight 0 takes part in its expert's attention, too
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)

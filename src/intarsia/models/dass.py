@@ -162,10 +162,7 @@ class Mixed(nn.Module):
         self.operations = nn.ModuleList(operations)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Compute the weighted sum of all operations.
-
-        x: (B, C, H, W); weights: (operations,), one for each.
-        """
+        """Compute the weighted sum of all operations."""
         weighted = (w * o(x) for w, o in zip(weights, self.operations, strict=True))
         return torch.stack(list(weighted)).sum(0)
 

@@ -332,11 +332,7 @@ class ExpertStore:
             raise CheckpointError(subject, got=error, want=want, fix=fix) from error
 
     def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of an expert that was read, by name, as views.
-
-        layer: number of the layer; its index gives names and shapes; record: the bytes read,
-        uint8.
-        """
+        """Yield the tensors of an expert that was read, by name, as views."""
         types = {name: dtype for dtype, name in NAMES.items()}
         offset = 0
         for part in self.layers[layer]["parts"]:

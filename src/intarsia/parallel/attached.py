@@ -54,11 +54,7 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a state dict with the names that weights have in a model of a single process.
-
-        Weights with only some experts in this process become a `Piece`, which says which rows of
-        the whole weight these are; all other weights stay tensors.
-        """
+        """Return a state dict with a single process's names; divided weights become a `Piece`."""
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
             full_path, part, name = self.names.get(path, (path, None, ""))
@@ -77,11 +73,7 @@ class Attached(WholeModel):
         return 1 + max(int(experts.max()) for experts in numbers if len(experts))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Return the tensors of a whole state dict that this process keeps, by their names here.
-
-        state: names in a single process -> tensors of all experts, or stored ones; only
-          the rows needed of them are read.
-        """
+        """Return the tensors of a whole state dict that this process keeps, by their names here."""
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
         }
@@ -109,32 +101,19 @@ class Attached(WholeModel):
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Return the experts' loads in the newest batches, (E,) each, by path of a layer's part.
-
-        They are the same in every process.
-        """
+        """Return the experts' loads in the newest batches, (E,) each, by path of a layer's part."""
         loads = {path: part.past for path, part in self.parts.items()}
         # parts of other strategies remember no loads
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Continue from loads of the experts that `past` returned, for strategies that use them.
-
-        past: path of a layer of experts -> loads (E,) of the newest batches, also of a run with
-          another number of processes.
-        """
+        """Continue from loads of the experts that `past` returned, for strategies that use them."""
         for path, part in self.parts.items():
             if path in past and part.past is not None:
                 part.past = list(past[path])
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights of experts that get new owners after a step, for `Fssdp.reshard`.
-
-        An owner is the process that keeps an expert. Each item is the path of a weight, the weight,
-        and a function that sends its rows, or rows of an optimiser's state of the same shape, to
-        their new owners, and returns the rows that came here. The caller applies it to both, and
-        stores the results. All processes do the same.
-        """
+        """Yield the weights of experts that get new owners after a step, for `Fssdp.reshard`."""
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that unevenness in
         # one layer can be made up by another.
@@ -159,11 +138,7 @@ class Attached(WholeModel):
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set the owners of experts that a checkpoint has, and make room for their weights.
-
-        Owners of a run with another number of processes are ignored: consecutive experts then stay
-        in each process.
-        """
+        """Set a checkpoint's owners, and make room; ignore owners of other process counts."""
         if owners.get("world") != self.world:
             return
         for path, owner in owners["of"].items():
@@ -178,10 +153,7 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict in which states of experts' weights are `Piece`s.
-
-        A `Piece` has rows of a tensor and says which experts they belong to.
-        """
+        """Return an optimiser's state_dict in which states of experts' weights are `Piece`s."""
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             if number in rows and id(parameter) in self.of:
@@ -198,11 +170,7 @@ class Attached(WholeModel):
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return this process's part of an optimiser's state_dict, as `own` does for the model.
-
-        state: the state_dict of an optimiser that has all experts; parameters: of the
-          optimiser in this process, in its order.
-        """
+        """Return this process's part of an optimiser's state_dict, as `own` does for the model."""
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             part, name = self.of.get(id(parameter), (None, ""))
@@ -218,10 +186,7 @@ class Attached(WholeModel):
         return state | {"state": rows}
 
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
-        """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
-
-        Every process calls it. Returns (E, ...).
-        """
+        """Collect all experts' rows of a weight or optimiser's state, (E, ...), everywhere."""
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
         full: Tensor | None = None
@@ -238,7 +203,6 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included."""
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         sharded_norm, shared_norm = (

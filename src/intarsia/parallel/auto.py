@@ -57,12 +57,7 @@ class Auto(Strategy):
         backward: bool = False,
         past: Sequence[torch.Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends and computes, as steps of the strategy that is fastest.
-
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
-          before, newest last.
-        """
+        """Return what one batch sends and computes, as steps of the strategy that is fastest."""
         best = self.chosen(trace.experts, size, topology)
         return best.plan(trace, size, topology, backward=backward, past=past)
 
@@ -96,20 +91,13 @@ class Auto(Strategy):
         return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
-        """Measure the links between the processes, on which the choice depends.
-
-        world: number of processes, unused; group: the processes, None = all.
-        """
+        """Measure the links between the processes, on which the choice depends."""
         return Topology.measured(group)
 
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return a module with this process's share of a layer's experts, by the fastest strategy.
-
-        experts: all of a layer, not changed; wire: the layer's exchanges between processes;
-          topology: devices and links; layers: how many layers there are.
-        """
+        """Return a module with this process's experts of a layer, by the fastest strategy."""
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)
 

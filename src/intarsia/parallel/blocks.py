@@ -244,10 +244,7 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have.
-
-        rows: (E, C, d), the same in all.
-        """
+        """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have."""
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _own_part(rows, swap, wire)
 

@@ -76,10 +76,7 @@ class DeepSpeed(Strategy):
         check(self)
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
-        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same.
-
-        trace: N recorded tokens; devices: D.
-        """
+        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same."""
         return dealt(trace, devices, self.tensor)
 
     def check_trains(self) -> None:
@@ -128,12 +125,7 @@ class DeepSpeed(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends and computes, as steps.
-
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: add the steps of the gradients; past: unused, other strategies need
-          it.
-        """
+        """Return what one batch sends and computes, as steps."""
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
         check_parts(size.hidden, groups.slices)
@@ -189,11 +181,7 @@ class DeepSpeed(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Copy this process's part of a layer's experts; the given experts stay whole.
-
-        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
-          and links; layers: unused, other strategies need it.
-        """
+        """Copy this process's part of a layer's experts; the given experts stay whole."""
         check_devices(topology, wire)
         return DeepSpeedExperts(stacked(experts), self, wire, topology)
 
@@ -228,11 +216,7 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): the part of the experts that process `rank` keeps.
-
-        experts: (n,) int64, their numbers; of their hidden units it has the equal slice number
-          `slice` of `slices`.
-        """
+        """Return (experts, slice, slices): the part of the experts that process `rank` keeps."""
         groups = self.groups
         # devices are numbered by owner, slice and tensor rank, the last one fastest
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
@@ -240,11 +224,7 @@ class DeepSpeedExperts(OwnExperts):
         return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
-
-        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused; other
-          strategies choose among copies of experts by it.  -> (T, out).
-        """
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts."""
         wire, parts = self.wire, self.settings.parts
         places = agreed_capacity(routing, wire, parts)
         table = PairTable.of(routing, places)

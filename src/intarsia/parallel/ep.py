@@ -40,21 +40,12 @@ class ExpertParallel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends and computes, as steps.
-
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: add the steps of the gradients; past: unused, other strategies need
-          it.
-        """
+        """Return what one batch sends and computes, as steps."""
         placed = Placement.contiguous(trace.layers, trace.experts, topology.devices)
         return expert_parallel(trace, placed, size, nodes=topology.nodes(), backward=backward)
 
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
-        """Copy this process's experts of a layer, E / D in order; the given experts stay whole.
-
-        experts: all E of a layer; wire: the layer's exchanges between processes; topology: D
-          devices and links; layers: unused, other strategies need it.
-        """
+        """Copy this process's experts of a layer, E / D in order; the given experts stay whole."""
         check_devices(topology, wire)
         placed = Placement.contiguous(1, experts.experts, wire.world)
         part = shard(experts, placed, 0, group=wire.group, nodes=topology.nodes(), meter=wire.meter)

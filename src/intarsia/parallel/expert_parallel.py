@@ -88,6 +88,5 @@ class _Local(Experts):
         return self.function(rows, expert[:, None], rows.new_ones(len(rows), 1))
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute every expert for every row.  (n, d) -> (n, E, out)."""
         indices = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
         return torch.stack([self.forward(x, expert) for expert in indices], 1)

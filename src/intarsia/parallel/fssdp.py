@@ -135,9 +135,7 @@ class Fssdp(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
-          before; owner: (L, E), the device that keeps each expert, in order if not given.
+        owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
@@ -187,11 +185,7 @@ class Fssdp(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> FssdpExperts:
-        """Copy the experts of a layer that this process owns: at first consecutive ones.
-
-        experts: all of the layer, not changed; wire: the layer's exchanges between processes;
-          topology: devices and links; layers: unused, other strategies need it.
-        """
+        """Copy the experts of a layer that this process owns: at first consecutive ones."""
         check_devices(topology, wire)
         owner = in_order(1, experts.experts, topology.devices)[0]
         return FssdpExperts(stacked(experts), self, wire, topology, owner)
@@ -249,9 +243,7 @@ class FssdpExperts(Sharded):
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused, other
-          strategies need it.  -> (T, out). Loads are exchanged, copies of busy experts chosen for
-          this batch, and rows sent to them.
+        Loads are exchanged, copies of busy experts chosen for this batch, and rows sent to them.
         """
         counts = routing.expert.bincount(minlength=self.experts)
         load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
@@ -281,10 +273,7 @@ class FssdpExperts(Sharded):
 
         # holds: (D, E) bool, which process holds which expert
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
-            """Gather copies of the held experts' weights from their owners, and compute rows.
-
-            rows: (M, d); mine: (own, P), P weights of each expert owned here.
-            """
+            """Gather copies of the held experts' weights from their owners, and compute rows."""
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
             # A process without copies or rows must still take part in the exchanges of the
@@ -302,36 +291,25 @@ class FssdpExperts(Sharded):
         return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that process `rank` owns, whole: slice 0 of 1."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
-        """Return True if owners change after `step` steps."""
         interval = self.settings.reshard
         return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """Choose owners (L, E) that even out the mean loads of the newest batches.
-
-        layers: this process's parts of L layers; their experts are dealt out together.
-        """
+        """Choose owners (L, E) that even out the mean loads of the newest batches."""
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 
     @torch.no_grad()
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send experts' rows of a tensor to their future owners; return the rows that came here.
-
-        rows: (own, ...), a row for each expert owned here, of a weight or an optimiser's state of
-          it; owner: (E,), the future owner of each expert.  -> (new, ...), by expert. Every process
-          calls it.
-        """
+        """Send experts' rows to future owners, in every process; return those that came here."""
         holds = owner[None] == torch.arange(self.world)[:, None]
         came = sparse_gather(rows.detach().flatten(1), self.owner, holds, self.wire, "reshard")
         return came.view(len(came), *rows.shape[1:])
 
     def set_owner(self, owner: Tensor) -> None:
-        """Set the owners (E,) from now on; the caller puts the weights in."""
         self.owner, self.holds = owner, owner[None] == torch.arange(self.world)[:, None]
         self.own = self.holds[self.rank].cumsum(0) - 1
         self.local.experts = int(self.holds[self.rank].sum())
@@ -347,10 +325,7 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
-        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
-
-        rows: (M, d); mine: (own, P), P weights of each expert owned here.
-        """
+        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone."""
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
         ctx.save_for_backward(rows, weight, mine)

@@ -64,16 +64,12 @@ class OwnExperts(Experts):
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert, with weight 1, wherever the expert is.
-
-        rows: (N, d); expert: (N,) int64.  -> (N, out).
-        """
+        """Compute each row by its expert, with weight 1.  (N, d), (N,) -> (N, out)."""
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
         outputs = [
             self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
         ]
@@ -196,20 +192,14 @@ def _check_sums(experts: FusedExperts) -> None:
 
 
 def packed(experts: Cuttable) -> Tensor:
-    """Flatten the weights of each expert into a row, (E, P), to be sent.
-
-    experts: E, of one size, with P weights each.
-    """
+    """Flatten the weights of each expert into a row, (E, P), to be sent."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     # the parameters' order is as in `unpacked`
     return torch.cat(weights, 1)
 
 
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
-    """Cut rows of flattened weights into weights by name: the inverse of `packed`.
-
-    rows: (M, P), the P weights of each of M experts.
-    """
+    """Cut rows of flattened weights into weights by name: the inverse of `packed`."""
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     # cut at the sizes of the weights of one expert
     parts = rows.split([shape.numel() for shape in shapes.values()], 1)

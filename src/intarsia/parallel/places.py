@@ -74,10 +74,7 @@ class StockPlace:
         return f"{self.path}.{PART}"
 
     def put(self, part: Experts) -> None:
-        """Let this process's share of the experts compute instead of the module's own weights.
-
-        part: the share; the module's forward calls it from now on.
-        """
+        """Let this process's share of the experts compute instead of the module's own weights."""
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)

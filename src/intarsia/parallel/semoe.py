@@ -80,9 +80,7 @@ class SeMoe(Strategy):
 
         They are DeepSpeed's steps, and for each layer two that bring weights in: "load", the
         experts' from host memory, and "gather", the dense weights from all devices, if `dense` is
-        not 0. trace: which experts each token has; size: one expert's widths and bytes; topology:
-        devices and links; backward: True adds the steps of the gradients; past: unused, other
-        strategies need it.
+        not 0.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
@@ -127,11 +125,7 @@ class SeMoe(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Copy this process's experts of a layer, as `DeepSpeed` shares them out.
-
-        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
-          and links; layers: unused, other strategies need it.
-        """
+        """Copy this process's experts of a layer, as `DeepSpeed` shares them out."""
         return DeepSpeed(1, self.exchange).shard(experts, wire, topology)
 
 

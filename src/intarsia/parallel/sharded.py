@@ -131,7 +131,6 @@ class Sharded(OwnExperts):
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that process `rank` holds, whole: slice 0 of 1."""
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:

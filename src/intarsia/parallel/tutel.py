@@ -103,12 +103,7 @@ class Tutel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends and computes, as steps.
-
-        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
-          and links; backward: True adds the steps of the gradients; past: unused, other strategies
-          need it.
-        """
+        """Return what one batch sends and computes, as steps."""
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
         check_parts(size.hidden, slices)
@@ -229,11 +224,7 @@ class Tutel(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> TutelExperts:
-        """Copy this process's part of a layer's experts; the given experts stay whole.
-
-        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
-          and links; layers: unused, other strategies need it.
-        """
+        """Copy this process's part of a layer's experts; the given experts stay whole."""
         check_devices(topology, wire)
         return TutelExperts(stacked(experts), self, wire, topology)
 
@@ -252,21 +243,13 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): the part of the experts that process `rank` keeps.
-
-        experts: (n,) int64, their numbers; of their hidden units it has the equal slice number
-          `slice` of `slices`.
-        """
+        """Return (experts, slice, slices): the part of the experts that process `rank` keeps."""
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
-
-        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused; other
-          strategies choose among copies of experts by it.  -> (T, out).
-        """
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts."""
         settings = self.settings
         places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
         degree = self._degree(places)

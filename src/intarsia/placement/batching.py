@@ -228,19 +228,12 @@ class LookAhead(NextUse):
                 place += 1
 
     def used(self, key: Key, hit: bool) -> None:
-        """Note that an expert is used now, and remove this use from its future ones.
-
-        key: (layer, expert); hit: it was in a slot of the cache.
-        """
+        """Note that an expert is used now, and remove this use from its future ones."""
         super().used(key, hit)
         self.uses[key].popleft()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one with the latest next use.
-
-        resident: the (layer, expert) in slots. A use within the window is known, a later one
-          expected.
-        """
+        """Return the expert to evict: the one with the latest next use, known or else expected."""
         last = self.steps - 1 + self.window, self.layer  # the last step and layer in sight
 
         def next_use(key: Key) -> tuple[float, float, Key]:

@@ -148,10 +148,7 @@ class NextUse(Policy):
         return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one expected to be used latest.
-
-        resident: the (layer, expert) in slots.
-        """
+        """Return the expert to evict, of those in slots: the one expected to be used latest."""
         cached, candidates = self.cached, list[tuple[float, Key]]()
         # `expected` is costly and is asked for often: keep its values until the next layer asks
         for key in resident:
@@ -204,10 +201,7 @@ class Belady(Policy):
         self.uses[key].pop()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one with the latest next use.
-
-        resident: the (layer, expert) in slots.
-        """
+        """Return the expert to evict, of those in slots: the one with the latest next use."""
 
         def next_use(key: Key) -> float:
             uses = self.uses.get(key)

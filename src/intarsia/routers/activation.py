@@ -85,8 +85,7 @@ class ActivationRouter(GateRouter[ActivationGate]):
     def logits(self, rows: Tensor) -> Tensor:
         """Return a score of each expert for each token, phi(x W^T) / tau + b.
 
-        rows: x (N, d), a token in each row; phi: the activation of the settings; W (E, d), b (E,)
-          and the temperature tau are trained. Returns (N, E).
+        phi: the settings' activation; W (E, d), b (E,) and the temperature tau are trained.
         """
         scores = PHI[self.config.phi](wide_linear(rows, self.weight))  # phi(beta_1^T x), (N, E)
         scaled = scores / self.log_tau.to(scores.dtype).exp()

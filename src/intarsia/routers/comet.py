@@ -95,8 +95,7 @@ class CometRouter(PartsRouter):
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return each tree's weights of the experts, (N, k, E), and the entropy loss by its name.
 
-        rows: tokens (N, d). The weights of a token sum to 1 over all k trees. The loss is small
-          where each tree sends a token to one leaf.
+        A token's weights sum to 1 over all k trees. Small loss: each tree sends it to one leaf.
         """
         p = self.trees(rows)
         a = wide_linear(rows, self.leaves, self.leaf_offsets).view_as(p)  # (N, k, E)

@@ -77,10 +77,9 @@ class CosineRouter(GateRouter[Cosine]):
         self.log_scale = nn.Parameter(torch.tensor([-math.log(config.tau)]))
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return the cosine between each token and each expert's direction, over the temperature.
+        """Return cos(P x + b, s_e) / tau, (N, E), of each token x and each expert e.
 
-        cos(P x + b, s_e) / tau. rows: x (N, d); P, b: the trained map to n numbers; s_e (n,): the
-        trained direction of expert e; tau: trained. Returns (N, E).
+        P, b: the trained map to n numbers; s_e (n,): expert e's trained direction; tau: trained.
         """
         check_width(rows, self.project.in_features)
         tokens = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
@@ -91,10 +90,7 @@ class CosineRouter(GateRouter[Cosine]):
             return tokens @ directions.T * scale
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row and their weights, (N, k) both, and None.
-
-        logits: (N, E). None instead of a mask says that all k count.
-        """
+        """Return the k best experts of each row and their weights, (N, k) both, and None."""
         if self.normalised:
             return best(logits, self.config.active)
         # one expert keeps its p: a renormalised weight would always be 1

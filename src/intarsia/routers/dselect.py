@@ -105,9 +105,8 @@ class DSelectKRouter(PartsRouter):
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return softmax(x V)_t r(z_t) for each selector t, (N, k, E), and the losses by name.
 
-        rows: tokens x (N, d); V weighs the k selectors; r(z_t) is selector t's distribution over
-          the E experts. "entropy" makes a selector choose one expert; "reach" keeps it off numbers
-          without an expert.
+        V weighs the k selectors; r(z_t) is selector t's distribution over the E experts. "entropy"
+        makes a selector choose one expert; "reach" keeps it off numbers without an expert.
         """
         r = self.selectors(rows)
         losses: dict[str, Tensor] = {}

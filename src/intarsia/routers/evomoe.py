@@ -146,11 +146,7 @@ class EvoMoeRouter(Router):
         return self.config.temperature(step, steps), self.config.hard(step, steps)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Choose the experts of each token; in training with Gumbel noise on the logits.
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
-          rows are real.
-        """
+        """Choose the experts of each token; in training with Gumbel noise on the logits."""
         noise = rows.new_zeros(len(rows), 1)
         if self.training and not self.at()[1]:
             noise = self.noise.drawn(len(rows), self._gumbel).to(rows.device, non_blocking=True)

@@ -59,8 +59,7 @@ class ExpertChoiceRouter(GateRouter[ExpertChoice]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Let each expert take its k tokens of largest p = softmax(logits).
 
-        logits: (N, E). Returns the numbers of all experts, their p, and a mask of the pairs that
-          experts took, all (N, E).
+        Returns the numbers of all experts, their p, and a mask of the pairs taken, all (N, E).
         """
         p = logits.softmax(-1)  # S = softmax(x W_g), (N, E)
         ranked = p.detach().nan_to_num(0)  # topk would put a NaN first

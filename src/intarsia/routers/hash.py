@@ -73,11 +73,7 @@ class HashRouter(Router):
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Give each token the k experts with the largest hash of (token id, expert).
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
-          rows are real.
-        """
+        """Give each token the k experts with the largest hash of (token id, expert)."""
         ids = self._row_ids(rows) if self.config.by == "row" else self._token_ids(len(rows))
         ids = ids.to(rows.device)
         # one score per token and expert; the k largest are the token's experts

@@ -89,8 +89,7 @@ class MoeXRouter(GateRouter[MoeX], ReadsExperts):
     def see(self, experts: Encoded) -> None:
         """Remember the experts; the scores are computed from their first layers.
 
-        Raises: ConfigError if their number or input width is not the router's, or if they are
-          equal.
+        Raises: ConfigError if they are equal, or not of the router's number and input width.
         """
         super().see(experts)
         weight, _ = self.encoder()

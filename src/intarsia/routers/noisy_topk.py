@@ -81,11 +81,7 @@ class NoisyTopKRouter(Router):
         self.noise = RandomSource(seeded_by(generator), self.context)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Choose k experts for each token; in training with normal noise on the logits.
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
-          rows are real.
-        """
+        """Choose k experts for each token; in training with normal noise on the logits."""
         if not self.training:
             noise = rows.new_zeros(len(rows), 1)
         else:

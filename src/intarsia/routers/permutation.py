@@ -182,11 +182,7 @@ class PermutationRouter(Router):
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows by the gate, then permute its experts: softly by P, or by the order found.
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
-          rows are real.
-        """
+        """Route rows by the gate, then permute its experts: softly by P, or by the order found."""
         if self.config.per_part:
             if valid is not None:
                 return of_real(rows, valid, lambda real: self.route(real, None))

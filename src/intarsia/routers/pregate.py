@@ -161,8 +161,6 @@ class PreGateRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """Choose the k experts of largest logit for each token, from the token ids alone.
 
-        rows: (N, d); only their number N and the type are read. valid: (N,) bool, False =
-          padding; None = all rows are real.
         Raises: ConfigError without ids; ShapeError if their number is not N.
         """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids

@@ -99,10 +99,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
             del self.cell
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return W2 h_l, and pass the state h_l on to the next layer's router.
-
-        rows: tokens x (N, d). h_l = GRU(W1 x, h_{l-1}), (N, p). Returns (N, E).
-        """
+        """Return W2 h_l, and pass h_l = GRU(W1 x, h_{l-1}), (N, p), to the next router."""
         u = wide_linear(rows, self.down)  # eq. 4, (N, p)
         before = self.carried(len(rows)) if self.config.carry else None
         state = self.recur(u, torch.zeros_like(u) if before is None else before)  # eq. 5, h_l
@@ -123,10 +120,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows as every gate does, and put the recurrent state h_l into the routing.
-
-        rows: tokens (N, d). valid: (N,) bool, False = padding; None = all rows are real.
-        """
+        """Route rows as every gate does, and put the recurrent state h_l into the routing."""
         routing = super().route(rows, valid)
         return replace(routing, state=self.thread.left(self.layer))
 

@@ -83,8 +83,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     def follow(self, first: Self, layer: int) -> None:
         """Make this the router of layer number `layer`, and share the list of all layers' routers.
 
-        first: the router of the first layer, which may be this one. The coefficient lambda of the
-          L1 loss is the same in all layers, and follows the sparsity of all.
+        The coefficient lambda of the L1 loss follows the sparsity of all layers.
         """
         super().follow(first, layer)
         self.layers = [self] if first is self else [*first.layers, self]
@@ -92,10 +91,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
             router.layers = self.layers
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, ReLU(x W^T) as their weights, and a mask of those above 0.
-
-        logits: x W^T (N, E). All three are (N, E).
-        """
+        """Return all experts, ReLU(x W^T) as their weights, and a mask of those above 0."""
         weight = logits.relu()  # (N, E)
         selected = ~(weight <= 0)  # a NaN is kept, so that it is seen
         index = torch.arange(self.experts, device=logits.device).expand_as(logits)

@@ -62,11 +62,7 @@ class SwitchRouter(GateRouter[Switch]):
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
-        """Drop, in training, the tokens above each expert's capacity ceil(c T / E).
-
-        routing: one expert for each of T tokens; c is the settings' capacity. An expert keeps the
-          tokens that come first in the batch.
-        """
+        """Drop, in training, each expert's last tokens above its capacity ceil(c T / E)."""
         if not self.training:
             return routing
         room = room_for(self.config.capacity, len(routing.expert), self.experts)  # eq. 3

@@ -91,9 +91,8 @@ class TaskRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """Weigh all skills for each sample by its task.
 
-        rows: (N, ...), N samples, or N equal parts of samples, such as windows of images. valid:
-          unused; padding has the task of its sample.
-        Returns a Routing of shape (N heads, skills): a row for each head of each sample.
+        rows: N samples, or N equal parts of samples, such as windows of images. Returns a Routing
+        of shape (N heads, skills): a row for each head of each sample.
         """
         ids = self._ids(len(rows))
         if ids is None:

@@ -74,10 +74,7 @@ class TopKRouter(GateRouter[TopK]):
         self.normalised = single or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row and their weights, (N, k) both, and None.
-
-        logits: (N, E). None instead of a mask says that all k count.
-        """
+        """Return the k best experts of each row and their weights, (N, k) both, and None."""
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
         match self.scale:
             case "renormalised":

@@ -55,8 +55,7 @@ class TopPRouter(GateRouter[TopP]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the experts in falling order of p, p, and a mask of those needed, all (N, E).
 
-        logits: (N, E); p = softmax(logits). Needed are the fewest experts for which the p sum to
-          `config.p`.
+        p = softmax(logits). Needed are the fewest experts for which the p sum to `config.p`.
         """
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts

@@ -117,10 +117,7 @@ class TransportRouter(GateRouter[Transport]):
         return centred / centred.std(correction=0).clamp_min(1e-6) if len(logits) else centred
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, p as their weights, and a mask of the pairs of the transport plan.
-
-        logits: (N, E); p = softmax(logits). All three are (N, E).
-        """
+        """Return all experts, p = softmax(logits), and a mask of the transport plan's pairs."""
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
         return index, p, self.plan(self.score(logits, p)) > 0

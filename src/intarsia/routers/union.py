@@ -111,10 +111,7 @@ class UnionRouter(Router):
         return self.remember(self._routing(rows, valid, length))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows (N, d) as the tokens of one sequence.
-
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
-        """
+        """Route rows (N, d) as the tokens of one sequence."""
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:

@@ -91,10 +91,7 @@ class DropAndGrow(MaskSettings):
     )
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks at the start: random ones, or the model's own zeros without a `density`.
-
-        weights: name -> parameter.
-        """
+        """Return the masks at the start: random, or the model's zeros without a `density`."""
         if self.density is None:
             return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
@@ -103,10 +100,7 @@ class DropAndGrow(MaskSettings):
         return random_masks(shapes, densities, generator=generator)
 
     def due(self, step: int, steps: int) -> bool:
-        """Return True if the masks change at this step: every `every` steps until stop * steps.
-
-        step: counted from 0. A dense model has no changes.
-        """
+        """Return True if the masks change at this step: every `every` steps until stop * steps."""
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
@@ -124,10 +118,7 @@ class DropAndGrow(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Exchange the smallest kept weights of each layer for others; return the new masks.
-
-        gradients: of this step, empty for schedules without them; progress: (step, steps).
-        """
+        """Exchange the smallest kept weights of each layer for others; return the new masks."""
         # the same share in every layer
         share = self.share(*progress)
         return {

@@ -73,8 +73,7 @@ class Dsl(DropAndGrow):
     def share(self, step: int, steps: int) -> float:
         """Return rho, the share of kept weights to exchange: half a cosine from `drop` to 0.005.
 
-        step: counted from 0; steps: number in the training; the end is reached at the share `stop`
-          of the steps.
+        The end is reached at the share `stop` of the steps.
         """
         # every table keeps an exchange of LAST until the stop, unless `drop` is smaller still
         last = min(LAST, self.drop)

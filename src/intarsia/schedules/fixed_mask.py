@@ -21,11 +21,7 @@ class FixedMask(MaskSettings):
     """
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0.
-
-        weights: name -> parameter; generator: unused; other schedules draw.
-        Raises: ConfigError if none is 0.
-        """
+        """Return the masks of the weights that are not 0.  Raises: ConfigError if none is 0."""
         masks = super().begin(weights, generator)
         # a dense model: the user forgot to prune it
         if weights and masks.density() == 1:

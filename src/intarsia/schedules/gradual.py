@@ -68,11 +68,7 @@ class Gradual(MaskSettings):
         one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:
-        """Return True if weights are pruned at this step.
-
-        That is every `every` steps between start and stop, and at the stop. step: counted from 0;
-        steps: number in the whole training.
-        """
+        """Return True at every `every`-th step between start and stop, and at the stop."""
         first, last = self._first_and_last(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
@@ -101,11 +97,7 @@ class Gradual(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Return the masks of the weights that stay: the largest of those that are still kept.
-
-        weights, masks: by name; progress: (step, steps), from which the density follows; gradients,
-          generator: unused; other schedules need them.
-        """
+        """Return the masks of the weights that stay: the largest of those that are still kept."""
         density = self.density_at(*progress)
         # a weight that is 0 already competes last, so that zeros stay zeros
         scores = {n: w.detach().abs().masked_fill(~masks[n], -1) for n, w in weights.items()}

@@ -25,10 +25,7 @@ class RigL(DropAndGrow):
     reads_gradients = True
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """Return |g| of the whole gradient, by which weights grow; None for random growth.
-
-        weight: has the shape; grad: g.
-        """
+        """Return |g| of the whole gradient, by which weights grow; None for random growth."""
         return None if grad is None else gradient(weight, grad)
 
 

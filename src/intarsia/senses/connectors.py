@@ -188,11 +188,7 @@ class PlainConnector(Connector):
         return self.vectors * views
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
-        """Compute the vectors of pictures or sounds that the language model reads.
-
-        features: (all views, n, width); views: (P,), number of views of each; asked: unused, other
-        connectors read the question.
-        """
+        """Compute the vectors of pictures or sounds that the language model reads."""
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
         # both ways leave `vectors` rows for each view, in the encoder's width

@@ -113,10 +113,7 @@ class Modalities(Senses):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Freeze the decoder, and add a connector for each modality, in place.
-
-        plan: gives the seed of their weights; name: unused, an adapter would need it.
-        """
+        """Freeze the decoder, and add a connector for each modality, in place."""
         check_decoder(host)
         # one generator for both connectors, in the order of the modalities
         generator, outputs = torch.Generator().manual_seed(plan.seed), width_of(host)

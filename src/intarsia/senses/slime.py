@@ -94,19 +94,12 @@ class Slime(Senses):
         return {"image": self.image}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Check that the host can get a connector, and return the plan, which has the seed.
-
-        host: a decoder of transformers; batches: unused; seed: of the connector's first weights.
-        """
+        """Check that the host can get a connector, and return the plan, which has the seed."""
         check_decoder(host)
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put the connector between the picture encoder and the decoder, in place.
-
-        host: the decoder; plan: gives the seed of the first weights; name: unused, as a model has
-          one connector.
-        """
+        """Put the connector between the picture encoder and the decoder, in place."""
         check_decoder(host)
         generator = torch.Generator().manual_seed(plan.seed)
         width = encoder(self.image, "image").width
@@ -206,10 +199,7 @@ class TiledView(Connector):
         self.noise = RandomSource(seeded_by(generator))
 
     def count(self, views: int) -> int:
-        """Return how many vectors a picture is turned into, the separator counted.
-
-        views: the picture as a whole, and its tiles; 1 for a picture without tiles.
-        """
+        """Return how many vectors a picture is turned into, the separator counted."""
         overview = self.settings.whole
         # A picture without tiles has neither a separator nor local vectors.
         if views == 1:
@@ -218,10 +208,7 @@ class TiledView(Connector):
         return all_vectors if self.budget is None else min(self.budget, all_vectors)
 
     def describe(self, views: int) -> str:
-        """Describe in words how many vectors a picture is turned into.
-
-        views: the picture as a whole, and its tiles; 1 for a picture without tiles.
-        """
+        """Describe in words how many vectors a picture is turned into."""
         overview, local_vectors = self.settings.whole, self.settings.queries * (views - 1)
         if views == 1:
             return f"1 view, {overview} vectors"
@@ -277,11 +264,7 @@ class TiledView(Connector):
         return (similarity / tau).softmax(0)
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
-        """Compute the vectors of all pictures, and which of them the decoder reads.
-
-        features: (views of all pictures, n, width), a picture's whole view first, then its tiles;
-          views: (P,) numbers of views; asked: the questions' tokens, None = no question.
-        """
+        """Compute the pictures' vectors, and which are read; features: whole views before tiles."""
         self.check(features)
         counts = views.tolist()
         # Views of all pictures lie one after another; a picture's first view is the whole picture.

@@ -94,10 +94,7 @@ class UniMoe(BesideAttention):
         return TopK(count, min(self.active, count), None, balance=self.balance)
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
-        """Build the plain LoRA of an attention layer, or the modality experts of an MLP.
-
-        site: the host module, with its widths; generator: the source of first weights.
-        """
+        """Build the plain LoRA of an attention layer, or the modality experts of an MLP."""
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora
@@ -155,10 +152,7 @@ class ModalityRouter(TopKRouter):
     modalities: tuple[str, ...] = MODALITIES
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows to the k best experts, or while `forced` to their modality's.
-
-        rows: (N, d); valid: (N,) bool, False = padding, None = no padding.
-        """
+        """Route rows to the k best experts, or while `forced` to their modality's."""
         if not self.forced:
             return super().route(rows, valid)
         # Whole samples go to one expert: with its picture or sound goes all of its text.

@@ -79,7 +79,6 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM while the server runs; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -91,10 +90,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new requests for half a second, then close the sockets as uvicorn does.
-
-        Connections may still have a request on its way, which gets an answer in that time.
-        """
+        """Refuse new requests for half a second, then close the sockets as uvicorn does."""
         self.gate.end()
         end = time.monotonic() + LINGER
         while self.connections.open and time.monotonic() < end and not self.force_exit:

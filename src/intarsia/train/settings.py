@@ -102,7 +102,7 @@ class Recipe:
       a resumed run sees the same; or a `schedules.ByFit`; or a `schedules.SparseSchedule`: the
       checkpoint holds its masks; or a `LayerSchedule`.
     mixup, cutmix: of timm's Mixup.  class_weights: see `train.weights.weights_of`; None = all
-      classes count the same.  ema: None = the weights of the last step; see `train.average`.
+      classes count the same.  ema: None = the weights of the last step; see `train.learner`.
     select: of a schedule that prunes little by little, only epochs that have its density are
       compared; the val part must share no sample with train.  patience: implies select="val".
 

@@ -96,10 +96,7 @@ class GroupPosteriors:
         self.step, self.quality = 0, 0.0
 
     def bits(self, level: int) -> Tensor:
-        """Compute how many bits each group of latents costs: KL(q || p), (signals, groups).
-
-        q: the posterior of a group's latents, p: their prior.
-        """
+        """Compute how many bits each group of latents costs: KL(q || p), (signals, groups)."""
         cost = divergence(
             self.mu[level], sigma(self.rho[level]), self.mean[level], self.scale[level]
         )

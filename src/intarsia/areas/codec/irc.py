@@ -50,10 +50,7 @@ class Header:
 
 
 def write(header: Header, payload: bytes) -> bytes:
-    """Return the bytes of a file: the header, the packed indices, and their checksums.
-
-    header: kind, sizes and prior of the signals; payload: the packed indices.
-    """
+    """Return the bytes of a file: the header, the packed indices, and their checksums."""
     data = MAGIC + bytes([VERSION]) + header.prior
     # Three bits for the kind, five for the bits of an index less 1.
     data += bytes([KINDS.index(header.kind) | (header.bits - 1) << 3])

@@ -25,10 +25,7 @@ class LatentLevel:
 
 
 def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
-    """Return the levels at which a signal has latents: patches, blocks of patches, the whole.
-
-    tiles: the number of patches along each axis.
-    """
+    """Return the levels at which a signal has latents: patches, blocks of patches, the whole."""
     patches = math.prod(tiles)
     levels = [LatentLevel(patches, np.arange(patches))]
     if settings.levels == 3:

@@ -42,10 +42,7 @@ def sigma(rho: Tensor) -> Tensor:
 
 
 def divergence(mu: Tensor, deviation: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Compute KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise.
-
-    mu, deviation: of a posterior; mean, scale: of the prior; they broadcast against each other.
-    """
+    """Compute KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise."""
     spread = (deviation.square() + (mu - mean).square()) / (2 * scale.square())
     return torch.log(scale / deviation) + spread - 0.5
 
@@ -104,10 +101,7 @@ class Prior:
         return int.from_bytes(self.digest, "little")
 
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
-        """Return how many groups of latents a signal has at each level.
-
-        levels: the signal's levels: patches, blocks of patches, the whole, with their numbers.
-        """
+        """Return how many groups of latents a signal has at each level."""
         return [
             level.rows * (int(group.max()) + 1)
             for level, group in zip(levels, self.groups, strict=True)

@@ -115,10 +115,7 @@ def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
 
 
 def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Join patches to a signal of some size, the inverse of `patches`.
-
-    patches: (patches, points, channels).  -> (*sizes, channels).
-    """
+    """Join patches to a signal of some size, the inverse of `patches`."""
     tiles, n = tiles_of(sizes, settings), len(sizes)
     signal = patches.reshape(*tiles, *settings.patch, -1)
     # (tile 1, tile 2, ..., side 1, side 2, ...) -> (tile 1, side 1, tile 2, side 2, ...)

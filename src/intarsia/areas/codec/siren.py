@@ -109,10 +109,7 @@ class SignalDecoder(nn.Module):
         return self.weights + self.latents
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Draw initial latents of a patch: SIREN's first weights, and small positions.
-
-        generator: of the draw.  -> (columns,).
-        """
+        """Draw initial latents of a patch, (columns,): SIREN's first weights, small positions."""
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             # The bounds of SIREN's initialisation, wider in the first layer.
@@ -164,10 +161,7 @@ def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
 
 
 def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
-    """Cut whole signals into patches, the inverse of `stitch`.
-
-    x: (signals, C, *(tiles * side)).  -> (signals * patches, C, *side).
-    """
+    """Cut whole signals into patches, the inverse of `stitch`."""
     n = len(tiles)
     side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]
     pairs = [size for pair in zip(tiles, side, strict=True) for size in pair]

@@ -39,10 +39,7 @@ class Posteriors(nn.Module):
         self.rho = nn.Embedding(count, len(start), sparse=True, _weight=first)
 
     def of(self, signals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mu and sigma of some signals, (signals, rows, columns) each.
-
-        signals: (n,) int64, their numbers.
-        """
+        """Return mu and sigma of some signals, (signals, rows, columns) each."""
         rows = signals[:, None] * self.rows + torch.arange(self.rows)
         return self.mu(rows), sigma(self.rho(rows))
 

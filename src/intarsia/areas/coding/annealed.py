@@ -156,10 +156,7 @@ class Annealed(
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Load the model of a folder that `save` wrote.
-
-        Raises: CheckpointError for another kind of folder, or arrays that do not fit together.
-        """
+        """Load what `save` wrote.  Raises: CheckpointError for other kinds, or bad arrays."""
         model = super().load(folder)
         try:
             with np.errstate(all="ignore"):

@@ -111,7 +111,6 @@ class Maximal(Truncated, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over a block; q: (n, S), posterior of the states."""
         atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
         on = (multi @ states.table).ravel()
@@ -148,7 +147,6 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Compute the posterior mean <s> of each sample's causes, (n, H)."""
         # q: (n, S), posterior of the states
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
@@ -158,7 +156,6 @@ class Maximal(Truncated, abc.ABC):
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
-        """Compute the posterior mean of the data without noise, (n, D)."""
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:

@@ -69,7 +69,6 @@ class AnnealedMixture(Annealed, abc.ABC):
         return q[:, 1:]
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
-        """Set an unused component to a badly explained sample, with a mean prior, in place."""
         params["W"][atom] = row
         params["prior"][atom] = params["prior"].mean()
         params["prior"] /= params["prior"].sum()

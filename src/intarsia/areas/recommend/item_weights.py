@@ -60,7 +60,6 @@ class ItemWeights(Ranker):
         return self.scores_of_histories(self.seen[users].to(self.weights.weight.dtype))
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor:
-        """Score all items for a history, (items + 1,).  history: numbers of items from 1."""
         taken = self.weights.weight.new_zeros(1, len(self.weights.weight))
         taken[0, list(history)] = 1
         return self.scores_of_histories(taken)[0]

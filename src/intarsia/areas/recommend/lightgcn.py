@@ -94,10 +94,7 @@ class LightGcnModel(Ranker):
         return mean[: len(self.user.weight)], mean[len(self.user.weight) :]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """Compute the ranking loss against one random item each, and the penalty of the norms.
-
-        users, items: (B,), pairs of the training events.  -> {"ranking", "norm"}, scalars.
-        """
+        """Compute "ranking", the loss against random items, and "norm", the norms' penalty."""
         negatives = self.not_taken(users)
         all_users, all_items = self.tables()
         u, positive, negative = all_users[users], all_items[items], all_items[negatives]
@@ -108,7 +105,6 @@ class LightGcnModel(Ranker):
         return {"ranking": ranking, "norm": self.settings.reg * norm / (2 * len(users))}
 
     def all_scores(self, users: Tensor) -> Tensor:
-        """Score all items for some users: (B,) -> (B, items + 1)."""
         all_users, all_items = self.tables()
         return all_users[users] @ all_items.T
 

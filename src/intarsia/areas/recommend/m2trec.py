@@ -86,11 +86,7 @@ class M2TRec(Settings):
         return self.longest
 
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
-        """Build an untrained model for these sessions and items.
-
-        data: events and the items' fields; seed: of the first weights. Raises: UnknownName for a
-          field in `tasks` or `without` that the items do not have.
-        """
+        """Build an untrained model.  Raises: UnknownName for a field that the items do not have."""
         for name in (*(self.tasks or ()), *self.without):
             if name not in data.fields:
                 raise UnknownName("item field", name, data.fields)
@@ -237,21 +233,16 @@ class M2TRecModel(Recommender):
         return F.cross_entropy(logits, first, ignore_index=0)
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Score all items for a session, (items + 1,); an empty one by popularity.
-
-        user: unused, the history decides; history: numbers of the session's items from 1, oldest
-          first.
-        """
+        """Score all items for a session, (items + 1,); an empty one by popularity."""
         if not len(history):  # an empty session: rank by popularity
             return self.chance.clamp_min(1e-12).log()
         x = pad_sessions([history], self.settings.longest).to(self.chance.device)
         return self(x)[0]
 
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
-        """Add items by their fields alone, without training.
+        """Add items by their fields alone.
 
-        fields: name -> its values for these items. Raises: DataError for an id that is known, or a
-          field that is missing; ConfigError for a model of ids.
+        Raises: DataError for a known id, or a missing field; ConfigError for a model of ids.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Build it by M2TRec(...), whose items are their fields."
@@ -273,11 +264,7 @@ class M2TRecModel(Recommender):
     def reasons(
         self, query: str | int | Sequence[str], items: Sequence[str]
     ) -> list[dict[str, float]]:
-        """Return `explain` of each of several items; the session is encoded only once.
-
-        query: a user's id, or ids of a session's items. Raises: ConfigError for a model of items
-          without fields.
-        """
+        """Return `explain` of several items; the session is encoded once.  Raises: ConfigError."""
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
             raise ConfigError("explain", got="a model of ids", want="one of fields", fix=fix)

@@ -114,7 +114,6 @@ class MultVaeModel(Ranker):
         return self.decode(self.encode(self.seen[users].to(self.rank_bias.dtype))[0])
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor:
-        """Score all items for a history, (items + 1,).  history: numbers of items from 1."""
         x = self.rank_bias.new_zeros(1, len(self.rank_bias))
         x[0, list(history)] = 1
         return self.decode(self.encode(x)[0])[0]

@@ -79,10 +79,7 @@ class NeuMfModel(Ranker):
         return self.last(torch.cat([product, x], 1))[:, 0]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """Compute the cross-entropy of taken pairs (label 1) and random other items (label 0).
-
-        users, items: (B,), pairs of the training events.  -> {"pairs"}, a scalar.
-        """
+        """Compute "pairs", the cross-entropy of taken pairs (label 1) and random ones (label 0)."""
         # each user once with her item, and `negatives` times with one that she has not taken
         again = users.repeat(self.settings.negatives)
         all_items = torch.cat([items, self.not_taken(again)])
@@ -92,10 +89,7 @@ class NeuMfModel(Ranker):
         return {"pairs": F.binary_cross_entropy_with_logits(logits, labels)}
 
     def all_scores(self, users: Tensor) -> Tensor:
-        """Score every item for each user, a few users at a time.
-
-        users: (B,) -> (B, items + 1), by number of the item; number 0, no item, is scored, too.
-        """
+        """Score every item, also 0 (no item), a few users at a time: (B,) -> (B, items + 1)."""
         count = self.item.num_embeddings
         items = torch.arange(count, device=users.device)
         # users at a time, so that about `ROWS` pairs are scored at once

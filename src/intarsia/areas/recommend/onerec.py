@@ -81,20 +81,13 @@ class OneRec(Settings):
         return self.history
 
     def build(self, data: Interactions, *, seed: int = 0) -> OneRecModel:
-        """Build an untrained model for the items of some events, with semantic ids of these items.
-
-        data: the events of users; seed: of the ids and of the first weights.
-        """
+        """Build an untrained model, with semantic ids of the events' items."""
         vectors = item_vectors(data)
         ids = SemanticIds(self.codes, self.balanced, seed).fit(vectors)
         return OneRecModel(self, data, ids, generator=torch.Generator().manual_seed(seed))
 
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> OneRecModel:
-        """Build a model with the semantic ids of stored weights, without a new k-means.
-
-        data: the events that the stored model was built of; stored: its tensors by name; only
-          "tokens" is read. Raises: DataError for events of other items.
-        """
+        """Build a model with the stored ids, "tokens".  Raises: DataError for other items."""
         # stored tokens are codes plus the offset of their level
         first = np.cumsum((0, *self.codes))  # of each level's tokens
         codes = stored["tokens"].numpy()[1:] - first
@@ -255,10 +248,7 @@ class OneRecModel(Recommender):
 
     # the methods of `Decoder`, see `beams`
     def start(self, x: Tensor, copies: int) -> DecoderState:
-        """Encode histories, and return the decoder's state before the first token.
-
-        x: (B, n), histories as numbers of items.
-        """
+        """Encode histories, and return the decoder's state before the first token."""
         caches, mask = self.read_history(x, copies)
         return DecoderState(caches, mask, [None] * len(caches))
 
@@ -337,9 +327,8 @@ class OneRecModel(Recommender):
     ) -> list[Recommendation]:
         """Return the most likely session in order, each item with its log-probability.
 
-        query: a user's id, or ids of the items of a history; items: their number, the setting
-          `session` by default; exclude_seen: generate no item of the history. Raises: DataError for
-          an unknown user, or where too few items are left.
+        items: their number, the setting `session` by default. Raises: DataError for an unknown
+        user, or where too few items are left.
         """
         _, history = self.read(query)
         x = pad_sessions([history], self.settings.history)
@@ -351,11 +340,7 @@ class OneRecModel(Recommender):
         return [Recommendation(names[item - 1], logp) for item, logp in rows]
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Return each item's log-probability as the next one, (n + 1,); -inf beyond the best 1,000.
-
-        user: unused, the history decides; history: numbers of the user's items from 1, oldest
-          first.
-        """
+        """Return each item's log-probability as the next, (n + 1,); -inf beyond the best 1,000."""
         x = pad_sessions([history], self.settings.history)
         count = len(self.paths.path)
         generated = self.generate(x, 1, width=min(count, BEAMS))

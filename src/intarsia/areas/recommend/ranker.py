@@ -38,14 +38,10 @@ class Ranker(Recommender):
         return HeldOut()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and an item that she took, one for each event."""
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and a held-out item that the user did not have in training.
-
-        Raises: DataError for no such pair.
-        """
+        """Return pairs of a user and a held-out, new item.  Raises: DataError for no such pair."""
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]
         if not bool(new.any()):
@@ -75,10 +71,7 @@ class Ranker(Recommender):
 
     @abc.abstractmethod
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        """Score all items for an unknown user, (items + 1,); None if the model cannot.
-
-        history: numbers of the user's items from 1.
-        """
+        """Score all items for an unknown user, (items + 1,); None if the model cannot."""
 
     def not_taken(self, users: Tensor) -> Tensor:
         """Draw for each user an item that the user has not had in training.
@@ -97,8 +90,7 @@ class Ranker(Recommender):
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         """Score all items for a known user or, where the model can, for a history, (items + 1,).
 
-        user: number of a user of the training events, None = unknown; history: numbers of items
-          from 1. Raises: ConfigError for an unknown user if the model cannot read histories.
+        Raises: ConfigError for an unknown user if the model cannot read histories.
         """
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]

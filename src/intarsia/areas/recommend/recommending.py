@@ -264,10 +264,7 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:
-    """Return interactions with the first items and users only.
-
-    items, users: how many; all events have to be theirs.
-    """
+    """Return interactions with the first items and users only."""
     # items and users are numbered in the order they came, so that the first are the trained ones
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}

@@ -134,10 +134,7 @@ class SessionEncoder(nn.Module):
 
 
 def pad_sessions(sessions: Any, longest: int) -> Tensor:
-    """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1.
-
-    sessions: numbers of items from 1, one list for each.
-    """
+    """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1."""
     rows = [torch.as_tensor(s, dtype=torch.int64)[-longest:] for s in sessions]
     n = max(1, *(len(row) for row in rows)) if rows else 1
     padded = torch.zeros(len(rows), n, dtype=torch.int64)

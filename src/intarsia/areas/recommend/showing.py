@@ -60,10 +60,7 @@ def new_ranks(
     *,
     include_seen: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return where new items stand among all items: item, rank from 1, of how many, and score.
-
-    query: id of a user, or ids of the items of a history.  The best new item comes first.
-    """
+    """Return item, rank from 1, of how many, and score of new items, the best one first."""
     count = len(model.known.item_ids)
     ranked, _ = recommend_with_warnings(model, query, count, include_seen=include_seen)
     wanted = set(added)

@@ -78,10 +78,7 @@ class Stems:
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
-        """Join the stems of several segments of an index, without deleted documents' stems.
-
-        alive: (documents,) bool of each, False = deleted.
-        """
+        """Join the stems of several segments of an index, without deleted documents' stems."""
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
         # a stem may have different numbers in two segments

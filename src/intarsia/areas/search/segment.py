@@ -136,11 +136,7 @@ def joined_fields(segments: Sequence[Segment]) -> list[Sequence[str]]:
 
 
 def alive_texts(texts: Sequence[Sequence[str]], alive: Sequence[np.ndarray]) -> list[str]:
-    """Join the texts (or ids) of segments, leaving out deleted documents.
-
-    texts: of each segment; [] where the index stores none; alive: (documents,) bool of each, False
-      = deleted.
-    """
+    """Join the texts (or ids) of segments, leaving out deleted documents."""
     # a segment has a text for each document, or none at all
     pairs = zip(texts, alive, strict=True)
     return [

@@ -77,10 +77,7 @@ class DenseTeacher:
         self.texts, self._vectors = texts, dict[int, np.ndarray]()
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
-        """Compute each query's cosines with its candidates.
-
-        candidates: (queries, n), numbers of documents.  -> (queries, n).
-        """
+        """Compute each query's cosines with its candidates, (queries, n)."""
         # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
         encoded = self._encode([self.texts[n] for n in new])

@@ -114,9 +114,7 @@ class CodeHead(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace the linear heads, in place, by ones that code their weights in each forward.
 
-        The weights that are stored stay as they were, so that they can be trained on.
-        plan: unused; name: unused, an adapter would need it. Raises: TargetError without a linear
-        head.
+        The stored weights stay, and can be trained on. Raises: TargetError without a linear head.
         """
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:

@@ -86,10 +86,7 @@ def described_blend(
 
 
 def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
-    """Read a picture file, and turn it into the model's input, (1, 3, height, width) float32.
-
-    settings: the export's "preprocessing", see `described`.
-    """
+    """Read a picture file, and turn it into the model's input, (1, 3, height, width) float32."""
     with Image.open(picture) as file:
         # EXIF stores how the camera was held
         image = ImageOps.exif_transpose(file)
@@ -244,11 +241,7 @@ def script_of(path: Path) -> Path:
 def write_script(
     needs: str, path: Path, how: InputConfig | Mapping[str, Any] | None, *, blend: bool = False
 ) -> str:
-    """Write the program that classifies pictures next to an exported file.
-
-    needs: package that runs it; how: pictures become inputs, None = nothing is written. Returns a
-    sentence for the report.
-    """
+    """Write the program that classifies pictures next to an export; return a sentence."""
     if how is None:
         return " The model does not say how it wants pictures: pass preprocessing= to have it kept."
     with writing(script_of(path)) as scratch:

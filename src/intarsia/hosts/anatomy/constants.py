@@ -106,10 +106,7 @@ class Constants:
 
     @contextmanager
     def providing(self, host: nn.Module) -> Iterator[None]:
-        """Let the modules return their cached outputs, inside the `with`.
-
-        host: the model; for batches of plain tokens the modules compute as before.
-        """
+        """Let the modules return their cached outputs, inside the `with`."""
         with ExitStack() as stack:
             stack.callback(host.register_forward_pre_hook(self.before).remove)
             for number, module in enumerate(self.modules):

@@ -93,8 +93,6 @@ class Adapt(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide the method's settings for the model, the modules it adapts, and the heads.
 
-        host: a plain model, or one that has adapters of ours; batches: calibration data, for
-        methods that look at it; seed: fixes the random start.
         Raises: TargetError for a target that cannot be adapted, or is inside a head.
         """
         check_addable(host)
@@ -114,10 +112,7 @@ class Adapt(Change):
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
-
-        plan: what `plan` decided; name: the adapter's. In an adapted model it is inactive at first.
-        """
+        """Add the adapter: inactive in an adapted model; a plain one becomes a PEFT model."""
         check_model(host, name)
         if self.recipe is not None:
             self.recipe.prepare(host, plan.seed)

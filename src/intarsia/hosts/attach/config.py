@@ -152,10 +152,7 @@ class IntarsiaConfig(PeftConfig):
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
     def share(self, sites: Iterable[Site]) -> Shared:
-        """Return the state that an adapter's modules share, built when the first module needs it.
-
-        sites: the adapted layers with their widths; they are read only by methods that share state.
-        """
+        """Return the state that an adapter's modules share, built when it is first needed."""
         method = self.settings()
         if not method.shares_state:
             return Shared()

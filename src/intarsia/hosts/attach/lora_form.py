@@ -46,10 +46,7 @@ def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def theirs(tensors: Mapping[str, Tensor], inside: str = "") -> dict[str, Tensor]:
-    """Rename tensors of this library's LoRA to PEFT's names for them.
-
-    inside: what stands in a name behind "intarsia_cells", as ".default" of an adapter in a model.
-    """
+    """Rename tensors of this library's LoRA to PEFT's names for them."""
     ends = {
         ours.replace("_cells", f"_cells{inside}"): key.replace(".weight", f"{inside}.weight")
         for key, ours in OURS.items()

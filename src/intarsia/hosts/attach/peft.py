@@ -190,10 +190,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the changes of adapters to the wrapped module's weight, in place.
-
-        safe_merge: refuse weights that are not finite; adapter_names: None = the active ones.
-        """
+        """Add the changes of adapters to the wrapped module's weight, in place."""
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.intarsia_cells:
                 self._shift_weight(name, +1, safe_merge)
@@ -255,10 +252,7 @@ class IntarsiaModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Add an adapter to a model as PEFT does, then register this library's hooks on the model.
-
-        args, kwargs: passed on to PEFT.
-        """
+        """Add an adapter as PEFT does, then register this library's hooks on the model."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the adapter's modules hold the shared state now
         watch(model)
@@ -373,10 +367,7 @@ class IntarsiaModel(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge adapters into the model's weights, after a check that all of them can be merged.
-
-        adapter_names: None = the active ones; safe_merge: refuse weights that are not finite.
-        """
+        """Merge adapters into the model's weights, after a check that all of them can be merged."""
         self._check_deltas(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 

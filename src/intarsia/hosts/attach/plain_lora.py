@@ -44,10 +44,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 
 
 def own_config(stored: Mapping[str, Any], rest: Mapping[str, Any]) -> IntarsiaConfig:
-    """Build this library's config of an adapter that `write_plain` wrote.
-
-    stored: contents of PEFT's adapter_config.json.
-    """
+    """Build this library's config of an adapter that `write_plain` wrote."""
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
     # PEFT's file has rank, scale and places; seed, start and origin stand next to it

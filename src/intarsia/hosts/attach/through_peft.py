@@ -140,10 +140,7 @@ class AdaptByPeft(Change):
         return adapted
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge the adapters into the weights by PEFT.
-
-        Raises: PEFT's own error for a method that cannot be merged.
-        """
+        """Merge the adapters into the weights by PEFT.  Raises: PEFT's own errors."""
         model: Any = host
         return model.merge_and_unload()
 

@@ -130,10 +130,7 @@ class HeadSpans(Change):
         )
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the same span for every head: a share `density` of the text.
-
-        host: a causal language model; batches, seed: unused, nothing is measured or drawn.
-        """
+        """Plan the same span for every head: a share `density` of the text."""
         decoder = attentions(host)
         sizes = {"sink": self.sink, "block": self.block}
         spans = Spans.uniform(len(decoder.modules), decoder.heads, self.density, **sizes)
@@ -142,9 +139,7 @@ class HeadSpans(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Set the attention function, a window for each layer, and the hook that makes caches.
 
-        host: changed in place; plan: with spans and the length of texts; name: unused, an adapter
-        would need it. Raises: TargetError for a model that has spans, or has another number of
-        layers.
+        Raises: TargetError for a model that has spans, or has another number of layers.
         """
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)
@@ -171,10 +166,7 @@ class HeadSpans(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse: a stock model sees everything, and so computes other outputs.
-
-        Raises: FoldError.
-        """
+        """Raise FoldError, always: a stock model sees everything, and so computes other outputs."""
         fix = (
             "Save it with intarsia.save, or take the spans out: intarsia.spans.detach_spans(model)."
         )

@@ -96,10 +96,7 @@ def profile(
         """Return the listener of a layer, which adds the influence of its attention to `total`."""
 
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
-            """Register a hook that gets the gradient of the attention's output.
-
-            q: (B, H, N, D); k, v: (B, G, N, D).
-            """
+            """Register a hook that gets the gradient of the attention's output."""
             # the hook runs in the backward pass, where dL / d(A v) is known
 
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)

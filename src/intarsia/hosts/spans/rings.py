@@ -96,10 +96,7 @@ class RingLayer(CacheLayerMixin):
         self.new: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate a ring buffer for each group of heads with an equal window.
-
-        key_states, value_states: the first ones, (B, G, Q, D), which give shapes, types and device.
-        """
+        """Allocate a ring buffer for each group of heads with an equal window."""
         self.dtype, self.device = key_states.dtype, key_states.device
         sink, length = self.windows.sink, self.windows.length
         self.rings = [
@@ -111,10 +108,7 @@ class RingLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Hold the new keys and values until `attend` is called; return this layer for them.
-
-        key_states, value_states: (B, G, Q, D).
-        """
+        """Hold the new keys and values until `attend` is called; return this layer for them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.new = key_states, value_states

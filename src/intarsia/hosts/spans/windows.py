@@ -237,10 +237,7 @@ def attended_naive(
     positions: TokenPositions,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute `attended` by its definition, with one mask of all heads and keys.
-
-    It is slow, and there to compare the fast form with. All arguments are as in `attended`.
-    """
+    """Compute `attended` by its definition, slowly, with one mask of all heads and keys."""
     share = query.shape[1] // keys.shape[1]
     query_index = torch.arange(positions.offset, positions.offset + positions.queries)
     masks: list[Tensor] = [torch.empty(0)] * keys.shape[1]

@@ -55,10 +55,8 @@ def bound(
 ) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
-      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
-      values, else None; width: number of W's inputs; max_rows: rows of x up to which the result is
-      used, since for more rows it is faster to decode W.
+    The tensors of W: see `check`. width: W's inputs; max_rows: rows of x up to which the result is
+    used, since for more rows it is faster to decode W.
     """
     if values.dtype not in KINDS:
         return None
@@ -73,10 +71,8 @@ def linear_many(
 ) -> Tensor:
     """Compute x W^T for many rows of x (..., in), decoding some rows of the weight at a time.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
-      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
-      values, else None.  -> (..., out). A tile of decoded rows stays in the cache until it is
-      multiplied, and the dense weight never exists as a whole. There is no gradient.
+    The tensors of W: see `check`. A tile of decoded rows stays in the cache until it is multiplied,
+    and the dense weight never exists as a whole. There is no gradient.
     """
     check(bits, values, offsets, scales, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(bits))
@@ -95,9 +91,7 @@ def decode(
 ) -> Tensor:
     """Return the dense weight (out, in): float32, or bfloat16 if the values are.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
-      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
-      values, else None; width: the number of inputs, `in`.
+    The stored tensors: see `check`.
     """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
@@ -207,20 +201,13 @@ class _BitmaskLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
     ) -> Tensor:
-        """Compute the product x W^T, and keep the stored weight for the backward.
-
-        x: (N, in); bits, values, offsets, scales: the stored weight, as `check` describes it.  ->
-          (N, out).
-        """
+        """Compute the product x W^T, (N, out), and keep the stored weight for the backward."""
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
-
-        grads: dy, (N, out), the gradient of the output.
-        """
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor."""
         bits, values, offsets, scales = ctx.stored
         # rounding of x passes the gradient on
         weight = decode(bits, values, offsets, scales, ctx.width)

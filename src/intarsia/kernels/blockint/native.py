@@ -38,9 +38,7 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    W is stored in B bundles of 16 rows and K blocks of 32 inputs; each row has one scale a block.
-    codes: (B, K, bits, 16, 4) uint8, the integers, see `naive.bundled`; scales: (B, K, 16) float16;
-      shape: (out, in) of W; bits: of a code, 4 or 8.
+    codes, scales: W's, see `check`; shape: (out, in) of W; bits: of a code, 4 or 8.
     """
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)

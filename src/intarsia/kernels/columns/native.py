@@ -45,9 +45,8 @@ def bound(
 ) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    values, columns: (kept,), each kept weight of W and its column, row by row; offsets: (out + 1,),
-      where each row of W begins in `values`; width: number of W's inputs; max_rows: rows of x up to
-      which the result is used, since for more rows it is faster to decode W.
+    The tensors of W: see `check`. width: W's inputs; max_rows: rows of x up to which the result is
+    used, since for more rows it is faster to decode W.
     """
     if values.dtype not in KINDS:
         return None
@@ -100,20 +99,13 @@ def _product(x: Tensor, *stored: Tensor) -> Tensor:
 class _ColumnsLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-        """Compute the product x W^T, and keep the stored weight for the backward.
-
-        x: (N, in); values, columns, offsets: the stored weight, as `check` describes it.  -> (N,
-          out).
-        """
+        """Compute the product x W^T, (N, out), and keep the stored weight for the backward."""
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
-
-        grads: dy, (N, out), the gradient of the output.
-        """
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor."""
         values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
         # a transposed product: add each weighted gradient to its column

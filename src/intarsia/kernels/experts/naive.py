@@ -31,10 +31,7 @@ def mlps_naive(
 ) -> Tensor:
     """Compute sum_n weight_n MLP_e(n)(x_t) over the pairs n of each token t, expert by expert.
 
-    MLP_e(x) = down_e (act(gate_e x) * (up_e x)), or down_e act(up_e x) without a gate; it is the
-    definition of `mixed_mlps`.
-    x: (T, d); token, expert, weight: (N,), of each pair (token, expert); up, gate: (E, h, d), gate
-      None = none; down: (E, out, h); act: its name in ACTS.  -> (T, out).
+    The definition of `mixed_mlps`, which explains the arguments.  -> (T, out).
     """
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     f = ACTS[act].forward

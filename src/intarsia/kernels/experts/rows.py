@@ -69,10 +69,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
-        """Return the gradient of x: the gradient of the returned x plus the rows' gradients.
-
-        grads: of the returned x, (T, d), None = nobody used it; and of the rows, (M, d).
-        """
+        """Return the gradient of x: the gradient of the returned x plus the rows' gradients."""
         rest, rows = grads
         if rows is None:
             return rest, None
@@ -90,10 +87,7 @@ class Slices:
     weights: tuple[Tensor, ...]
 
     def rows(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the rows of each expert's tokens, one expert after the other.
-
-        x: (T, d).  -> E times (M_e, d), M_e the tokens of expert e.
-        """
+        """Yield the rows of each expert's tokens, (M_e, d), one expert after the other."""
         for token in self.tokens:
             x, rows = GatherRows.apply(x, token)
             yield rows

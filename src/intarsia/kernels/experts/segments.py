@@ -69,10 +69,7 @@ class Segments:
         return x.new_full(shape, fill).index_put((self.row, self.place), x)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Return the rows of the pairs, without padding: the inverse of `pad`.
-
-        x: (S, n, ...), S segments of n places.  -> (N, ...).
-        """
+        """Return the rows of the pairs, without padding: the inverse of `pad`."""
         return x.flatten(0, 1) if self.even else x[self.row, self.place]
 
     def keys(self) -> Tensor | None:

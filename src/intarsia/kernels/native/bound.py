@@ -71,10 +71,7 @@ class Bound:
         )
 
     def point_to(self, *tensors: Tensor) -> None:
-        """Read other tensors from now on, of the same types and sizes, which must stay in memory.
-
-        tensors: contiguous, as many as the weight has, in the order of `of`.
-        """
+        """Read other tensors, as `of` takes them, from now on; they must stay in memory."""
         places = [tensor.data_ptr() for tensor in tensors]
         # the addresses are the last numbers
         self.numbers[-len(places) :] = torch.tensor(places)

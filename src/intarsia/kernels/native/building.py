@@ -88,10 +88,7 @@ def sources() -> Sequence[Path]:
 
 
 def key(kind: str) -> str:
-    """Return the SHA-256 of sources, flags, compiler and processor, which names a build.
-
-    kind: "native", "avx2" or "portable".
-    """
+    """Return the SHA-256 of sources, flags, compiler and processor, which names a build."""
     digest = hashlib.sha256()
     command, version = compiler()
     of_kind = (*flags(kind), *command, version, platform.machine(), processor())

@@ -40,10 +40,7 @@ def _of_environment() -> str:
 
 @contextmanager
 def using(which: str) -> Iterator[None]:
-    """Use another build of the kernels inside the `with` block.
-
-    which: "native", "avx2", "portable", or "off".
-    """
+    """Use another build of the kernels, one that `kind` lists, inside the `with` block."""
     one_of("kernels", which, (*KINDS, "off"))
     _forced.append(which)
     try:

@@ -55,10 +55,7 @@ def search(
 
 
 def best(scores: Array, k: int) -> Array:
-    """Return the indices of the k largest scores above 0, largest first, ties by index.
-
-    scores: (documents,) float32.
-    """
+    """Return the indices of the k largest scores above 0, largest first, ties by index."""
     blocks, least = len(scores) // BLOCK, np.finfo(np.float32).smallest_subnormal
     if blocks > k:
         # the k-th largest of the blocks' maxima: at least k scores reach it, others cannot win

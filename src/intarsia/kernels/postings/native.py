@@ -95,11 +95,7 @@ def lengths(lists: PostingLists, count: int) -> Array:
 
 
 def count(numbers: Array, ends: Array, size: int) -> PostingLists:
-    """Count how often each text has each number, as `naive.count`.
-
-    numbers: (n,) int32, below size, those below 0 are left out; ends: (texts,), where each text's
-      numbers end.
-    """
+    """Count how often each text has each number, as `naive.count`."""
     kernel = function("postings_count", *COUNT)
     if kernel is None:
         return naive.count(numbers, ends, size)

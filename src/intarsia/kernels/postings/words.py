@@ -39,7 +39,6 @@ class CompiledWordNumbers(WordNumbers):
         return self._length(self._handle)
 
     def add(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        """Return the numbers of all words of texts, (n,) int32, and where each text's end."""
         lower = (text.lower() for text in texts)
         # C splits ASCII; of other texts it gets the words, with spaces between them
         raw = [
@@ -58,7 +57,6 @@ class CompiledWordNumbers(WordNumbers):
         return numbers[:count_or_fault], of_text
 
     def since(self, first: int) -> list[str]:
-        """Return the words from a number on.  first: that number."""
         letters = np.empty(self._size(self._handle, first), np.uint8)
         ends = np.empty(len(self) - first, np.int64)
         self._copy(self._handle, first, letters.ctypes.data, ends.ctypes.data)

@@ -91,10 +91,7 @@ class CodeRecorder:
         self.scale, self.zero = torch.zeros(out, across), torch.zeros(out, across)
 
     def begin(self, columns: Tensor, start: int) -> None:
-        """Choose scale and zero point of a group, before its columns are rounded one by one.
-
-        columns: (out, at most G), the group's weights.
-        """
+        """Choose scale and zero point of a group, before its columns are rounded one by one."""
         place = start // self.group
         scale_and_zero = affine(columns, self.form.bits, self.symmetric)
         self.scale[:, place], self.zero[:, place] = scale_and_zero
@@ -150,9 +147,7 @@ def by_compensation(
     """Keep groups of the largest sums of W^2 / U_jj^2, and compensate for pruning and rounding.
 
     U: the Cholesky factor of the inverse of the inputs' damped second moments. Column by column,
-      later columns make up for the error so far: SparseGPT and GPTQ at once.
-    weight: (out, in); statistics: the statistics of the layer's inputs; density: share of groups
-      that is kept; symmetric: codes without a zero point.
+    later columns make up for the error so far: SparseGPT and GPTQ at once.
     """
     w = weight.detach().float()
     mask = kept_groups(obs(w, statistics, DAMP), form, density)

@@ -121,7 +121,6 @@ class Gqsa(Change):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "obs" else {"square"})
 
     def plan(
@@ -134,10 +133,8 @@ class Gqsa(Change):
     ) -> Plan:
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
-        host: the model; batches: calibration data; seed: it fixes the order of rows in tuning;
-          keeping: where finished blocks are written, so that an interrupted plan resumes from
-          there; the end-to-end stage starts again.
-        Returns the plan of a `Compress`, which holds every layer's stored tensors.
+        keeping: where finished blocks are written, from which an interrupted plan resumes; the
+        end-to-end stage starts again. Returns the plan of a `Compress`.
         """
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
@@ -159,10 +156,7 @@ class Gqsa(Change):
         return packing(change, seed, {p: shapes[p] for p in coded}, stored, record)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Pack the layers of the model as `Compress` does; the plan is a `Compress`.
-
-        host: the model; plan: the result of `plan`; name: passed on to `Compress`.
-        """
+        """Pack the layers of the model as `Compress` does; the plan is a `Compress`."""
         return plan.change.apply(host, plan, name=name)
 
     def coded(

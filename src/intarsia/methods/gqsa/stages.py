@@ -142,10 +142,7 @@ class TrainedNumbers(NamedTuple):
 
     @classmethod
     def of(cls, coded: CodedGroups) -> TrainedNumbers:
-        """Convert coded groups to codes, scales and zero points that can be trained.
-
-        coded: the groups of one layer; they are not changed.
-        """
+        """Convert coded groups to codes, scales and zero points that can be trained."""
         first = coded.scale.clamp(min=LEAST)
         started = coded.raw / first[..., None], coded.scale / first, coded.zero.clone()
         codes, scale, zero = (t.requires_grad_() for t in started)

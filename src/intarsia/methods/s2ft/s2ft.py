@@ -148,19 +148,15 @@ class S2ft(Method):
     ) -> S2ft:
         """Return these settings with the channels to train chosen; unchanged if they have some.
 
-        host: the model; batches: data for scores by activations or gradients; targets: names of
-          layers, None = by role; layers: numbers of blocks, None = all; seed: of the random
-          selection. See `choose_channels`.
+        batches: data for scores by activations or gradients. See `choose_channels`.
         """
         if self.channels:
             return self
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
 
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
-        """Build the cell of a layer: the trained slice S on the layer's selected channels.
+        """Build the cell of a layer: the trained slice S on its selected or drawn channels.
 
-        site: the host module, with its path and widths; generator: draws channels if none were
-          chosen.
         Raises: TargetError for a layer without a share.
         """
         family = self.family(site.path)
@@ -236,10 +232,7 @@ class LinearWithColumns(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
-
-        ctx: what the forward saved: x[c], W, S and c. None for arguments without a gradient.
-        """
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen."""
         inputs_read, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         if ctx.needs_input_grad[0]:
@@ -276,10 +269,7 @@ class LinearWithRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
-
-        ctx: what the forward saved: x, W, S and c. None for arguments without a gradient.
-        """
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen."""
         x, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         dy_selected = _select_columns(rows, ctx.selected or index[0])  # (T, c)
@@ -363,10 +353,7 @@ class S2ftCell(Cell):
         return zeros.index_add(-1, self.channels, part)
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute module(x) plus this cell's addition, in one function where that is possible.
-
-        module: the host module; x: (..., d_in), its input.
-        """
+        """Compute module(x) plus this cell's addition, in one function where that is possible."""
         tensors = self._fused_tensors(module, x)
         if tensors is None:
             y = module(x)

@@ -161,10 +161,7 @@ class UnlearningRun:
         return None
 
     def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
-        """Compute l_forget, the loss that makes the model worse on a batch of the text to unlearn.
-
-        reference: log pi_0 of each row, (B,), for "npo"; None for the other losses.
-        """
+        """Compute l_forget, the loss that makes the model worse on the text to unlearn."""
         if self.method.loss == "rmu":
             self.model(**batch[0])
             h = real_tokens(self.h, batch)  # (N, d)
@@ -182,10 +179,7 @@ class UnlearningRun:
         )
 
     def anchoring(self, batch: Batch) -> Tensor:
-        """Compute mean_t |p_t - onehot(e)|^2, its distance from always choosing expert e (eq. 3).
-
-        batch: the one of the newest forward, for which a hook has stored the gate probabilities p.
-        """
+        """Compute mean_t |p_t - onehot(e)|^2: how far the gate is from expert e (eq. 3)."""
         assert self.at is not None
         p = real_tokens(self.p, batch)  # (N, E)
         target = torch.zeros_like(p)
@@ -194,10 +188,7 @@ class UnlearningRun:
         return (p - target).square().sum(1).mean()
 
     def keeping(self, batch: Batch, reference: Tensor | None) -> Tensor:
-        """Compute l_retain, the loss that holds the model's outputs on a batch of the text to keep.
-
-        reference: h_0 of the real tokens, (N, d), for "rmu"; None for the other losses.
-        """
+        """Compute l_retain, the loss that holds the outputs on a batch of the text to keep."""
         if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
             return (real_tokens(self.h, batch) - reference).square().mean()
@@ -205,10 +196,7 @@ class UnlearningRun:
         return -row_log_probability.sum() / tokens.sum().clamp(min=1)
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute log pi, (B,), the rows' log-probabilities, and their numbers of labelled tokens.
-
-        batch: the model's inputs by name, and labels (B, T), -100 where a token does not count.
-        """
+        """Compute log pi, (B,), the rows' log-probabilities, and how many labels they have."""
         inputs, labels = batch
         logits = self.model(**inputs).logits[:, :-1].float()
         target = labels[:, 1:]
@@ -219,10 +207,7 @@ class UnlearningRun:
         return -token_losses.sum(1), (target != -100).sum(1)
 
     def direction(self, h: Tensor) -> Tensor:
-        """Return RMU's random unit vector u, (d,), the same in every step.
-
-        h: (N, d), hidden states, for their width, dtype and device.
-        """
+        """Return RMU's random unit vector u, (d,), the same in every step."""
         if self.u is None:
             # RMU draws u once; hidden states of the text are steered along it.
             u = torch.rand(h.shape[-1], generator=self.draws)

@@ -72,10 +72,7 @@ def judged(labels: np.ndarray) -> np.ndarray:
 def fit_member(
     feature: Feature, x: Any, labels: np.ndarray, classes: int, fold: np.ndarray
 ) -> Member:
-    """Fit the converged probe on features x, its strength and its temperature by the folds.
-
-    feature: what x was computed by; labels: (n,) class numbers; fold: (n,) the fold of each row.
-    """
+    """Fit the converged probe on features x, its strength and its temperature by the folds."""
     return tempered(feature, converged_probe(x, labels, classes, fold=fold), labels)
 
 

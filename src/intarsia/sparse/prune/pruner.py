@@ -123,7 +123,6 @@ class Pruner(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Find the layers and check the calibration data; nothing is pruned.
 
-        seed: recorded, it fixes the draws of `apply`.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no data where the method reads some, or too little; ShapeError for a pattern
         that does not divide a layer's inputs.

@@ -29,10 +29,7 @@ class MaskPruner(LayerPruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Return the weights that stay, and the weight with zeros in all other entries.
-
-        generator: unused, nothing is drawn.
-        """
+        """Return the weights that stay, and the weight with zeros in all other entries."""
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
         # a pattern n:m chooses inside each m inputs; without one the largest scores stay
         part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)
@@ -117,11 +114,7 @@ class SparseGPT(LayerPruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Choose weights column by column, and change later columns to make up for those removed.
-
-        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
-        Returns the partition, in which part 0 stays, and the new weight.
-        """
+        """Remove weights column by column; change later columns to make up for them."""
         # algorithm 1: from left to right, each column's error is spread over the columns behind it
         return choose_and_compensate(
             weight,

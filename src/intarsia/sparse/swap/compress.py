@@ -107,8 +107,7 @@ class Compress(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose the layers and encode their weights; nothing in the model is replaced yet.
 
-        host: the model; batches: calibration data, read only for a format that chooses its codes by
-        the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
+        batches: read only for a format that chooses codes by a layer's inputs (`format.needs`).
         """
         # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if self.format.needs else ()
@@ -144,9 +143,7 @@ class Compress(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace the planned linear layers by packed ones, in place.
 
-        plan: from `plan`, with the stored tensors; a plan that was read from a folder has only
-        their sizes, and the folder's weights are loaded afterwards. name: unused, an adapter would
-        need it.
+        A plan that was read from a folder has only sizes; that folder's weights are loaded later.
         Raises: CheckpointError for a plan with altered settings, or of another model.
         """
         model, decided = base_of(host), dict(plan.decided)

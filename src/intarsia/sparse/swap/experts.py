@@ -43,10 +43,7 @@ class MergeMixtures(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Return a new model with the experts of both; host and `other` stay as they are.
-
-        plan: unused, nothing has to be decided; name: unused, an adapter would need it.
-        """
+        """Return a new model with the experts of both; host and `other` stay as they are."""
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
@@ -73,11 +70,7 @@ class PruneExperts(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide which experts stay: path -> numbers.
-
-        host: an upcycled model; batches: calibration data, in which the tokens of each expert are
-        counted; seed: fixes the draws if `at_random`.
-        """
+        """Decide which experts stay, by their tokens or `at_random`: path -> numbers."""
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
             return Plan(self, seed, {"keep": _named_experts(self.keep, done)})

@@ -121,10 +121,8 @@ class UnionOfExperts(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide which attentions and MLPs are divided, path -> number of experts.
 
-        host: a ViT of timm or a decoder of transformers; batches, seed: unused here, the seed is
-        recorded.
-        Raises: TargetError for other models; ConfigError for counts that do not divide heads or
-        units.
+        Raises: TargetError unless it is a ViT of timm or a decoder of transformers; ConfigError for
+        counts that do not divide heads or units.
         """
         check_plain(host)
         check_whole(host)
@@ -164,11 +162,7 @@ class UnionOfExperts(Change):
         return Plan(replace(self, select=select), seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace attentions and MLPs by unions of experts, in place.
-
-        All new modules are built before the first is replaced. plan: from `plan`, path -> number of
-        experts; name: unused, an adapter would need it.
-        """
+        """Replace attentions and MLPs by unions, in place, after all new modules are built."""
         check_plain(host)
         always: int = plan.decided["always"]
         new: dict[str, nn.Module] = {}
@@ -186,10 +180,7 @@ class UnionOfExperts(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return the dense model, if all experts are active.
-
-        Raises: FoldError for a model that computes a part of its experts.
-        """
+        """Return the dense model.  Raises: FoldError unless all experts are computed."""
         if "outputs" not in self.preserves:
             got = f"a union of which {self.active} of {self.experts} experts are active"
             fix = "intarsia.experts.recompose(model) gives the dense model, in which all are."

@@ -111,10 +111,7 @@ class Upcycle(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", if the experts are copies and the model's output stays the same.
-
-        That takes room for every token, and gate weights that sum to one.
-        """
+        """Set with "outputs" if experts are copies, with room for all, and gates sum to one."""
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         # built only to ask it whether the weights of a token sum to one
         router = self.router.build(1, generator=torch.Generator())
@@ -132,8 +129,6 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide which MLPs become mixtures, and how many experts each has.
 
-        host: the dense or sparse model; batches: unused, no data are needed; seed: recorded, it
-        fixes the draws of `apply`.
         sees_later: allow, in a decoder, a router or capacity policy by which a token's experts
         depend on later tokens.
         Raises: TargetError for a model that was changed before; ConfigError for settings that do

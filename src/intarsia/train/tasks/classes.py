@@ -46,11 +46,9 @@ class Classes(Task):
         return inputs, whole_numbers(target, 1, "one whole number for each image or token")
 
     def seen(self, output: Tensor, batch: Batch) -> Self:
-        """Return the task with the number of classes that the model's output has.
+        """Return the task with the number of classes that the model's output, (rows, classes), has.
 
-        output: (rows, classes); batch: the batch it is of.
-        Raises: DataError for another shape; ConfigError if the class weights are not one for each
-          class.
+        Raises: DataError for another shape; ConfigError unless each class has a weight.
         """
         if output.ndim != 2:
             refuse_output(
@@ -75,11 +73,7 @@ class Classes(Task):
         return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
-        """Compute the loss of one batch; its images are mixed first where mixup or cutmix is on.
-
-        objective: how the loss of the batch is computed, by default one forward.
-        model: the one in training; batch: (inputs, labels).
-        """
+        """Compute the loss of one batch; its images are mixed first where mixup or cutmix is on."""
         (x, y), loss_of = batch, self.loss_of(batch)
         # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
         if (self.mixup or self.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:

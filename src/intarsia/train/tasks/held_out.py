@@ -34,11 +34,7 @@ class HeldOut(NextItem):
         return stack([pair(item) for item in items])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return the batch after a check of its items.
-
-        inputs: users; target: one held-out item for each user, (B,), counted from 1.
-        Raises: DataError.
-        """
+        """Return the batch; target: each user's held-out item, (B,).  Raises: DataError."""
         want = "one item for each user, counted from 1"
         items = whole_numbers(target, 1, want)
         if not isinstance(inputs, Tensor) or bool((items <= 0).any()):

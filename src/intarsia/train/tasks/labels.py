@@ -28,11 +28,7 @@ class MultiLabel(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return the inputs, and the target as floats.
-
-        target: a row of 0 and 1 for each sample, (B, labels).
-        Raises: DataError for another target.
-        """
+        """Return the inputs, and the target (B, labels), 0 or 1, as floats.  Raises: DataError."""
         target = torch.as_tensor(target)
         if target.ndim != 2 or not bool(((target == 0) | (target == 1)).all()):
             got = f"{target.dtype} of shape {tuple(target.shape)}"
@@ -49,11 +45,7 @@ class MultiLabel(Task):
         return TargetLoss(_binary, batch[1], divergence=_binary_kl)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Compute the scores of a whole dataset, means over the labels.
-
-        rows: logits (n, labels), and targets of 0 and 1 of the same shape.
-        Raises: DataError if no label occurs.
-        """
+        """Compute a set's scores, means over the labels.  Raises: DataError if no label occurs."""
         logits, target = rows
         # the precision of a label that no sample has is not defined
         occur = target.any(0).numpy()

@@ -44,8 +44,7 @@ class NextItem(Task):
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
         """Collate histories of different lengths into one batch, padded with 0 on the left.
 
-        items: (history, next item) each. Raises: DataError for a history that is empty or not a row
-          of whole numbers.
+        Raises: DataError for a history that is empty or not a row of whole numbers.
         """
         pairs = [pair(item) for item in items]
         histories = [_history_tensor(history) for history, _ in pairs]
@@ -96,10 +95,7 @@ class NextItem(Task):
         return TargetLoss(_cross_entropy, batch[1], read=_labelled_logits)
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Return loss and rank of each sample's next item; the logits are not kept.
-
-        output: logits of the items; batch: (histories, items).
-        """
+        """Return loss and rank of each sample's next item; the logits are not kept."""
         target = batch[1][:, -1] if self.every else batch[1]
         logits = wide(output[:, -1] if self.every else output)
         check_range(target, logits.shape[-1])

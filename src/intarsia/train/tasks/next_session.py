@@ -31,11 +31,7 @@ class NextSession(Task):
     labelled: ClassVar[bool] = False
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Collate histories, padded, and the sessions that follow them, (B, S).
-
-        items: (history, session) each, sessions of one length S.
-        Raises: DataError for sessions of different lengths.
-        """
+        """Collate padded histories, and the sessions after them, (B, S).  Raises: DataError."""
         pairs = [pair(item) for item in items]
         rows = [(history, 1) for history, _ in pairs]
         sessions = [torch.as_tensor(session) for _, session in pairs]
@@ -46,10 +42,7 @@ class NextSession(Task):
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return histories and sessions (B, S) after a check that items are counted from 1.
-
-        Raises: DataError.
-        """
+        """Return histories and sessions (B, S), counted from 1.  Raises: DataError for others."""
         if (
             not isinstance(inputs, Tensor)
             or target.is_floating_point()

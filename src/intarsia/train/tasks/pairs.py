@@ -104,10 +104,7 @@ class Pairs(Task):
         return F.normalize(wide(output), dim=-1).chunk(2)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Compute the scores of a whole dataset: each query ranks all documents.
-
-        rows: vectors (n, d) of the queries, and of their documents.
-        """
+        """Compute the scores of a whole dataset: each query ranks all documents."""
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):

@@ -28,11 +28,7 @@ class Regression(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return the inputs, and the targets as floats, (B, k).
-
-        target: finite numbers, (B,) or (B, k).
-        Raises: DataError for another target.
-        """
+        """Return the inputs, and finite targets as floats, (B, k).  Raises: DataError."""
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
             subject, want = "targets", "finite numbers, one or a row of them for each sample"
@@ -42,10 +38,7 @@ class Regression(Task):
         return inputs, target.reshape(len(target), -1)
 
     def seen(self, output: Tensor, batch: Batch) -> Regression:
-        """Return the task unchanged, if the output has one number for each target.
-
-        Raises: DataError if it has not.
-        """
+        """Return the task, if outputs and targets are equally many.  Raises: DataError if not."""
         if output.reshape(len(output), -1).shape != batch[1].shape:
             refuse_output(
                 output,
@@ -61,10 +54,7 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
-        """Return mean squared and absolute error, and R^2 for two samples or more.
-
-        rows: outputs and targets, (n, k) both.
-        """
+        """Return mean squared and absolute error, and R^2 for two samples or more."""
         output, target = (part.double() for part in rows)
         values = {
             "loss": float(_squared(output, target)),
@@ -96,11 +86,7 @@ class Reconstruction(Task):
         return stack(rows)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return the inputs, which must be floating-point numbers, and zeros (B,) as the target.
-
-        target: unused, as the inputs themselves are reconstructed.
-        Raises: DataError for inputs of another type.
-        """
+        """Return the floating-point inputs, and zeros (B,) as the target.  Raises: DataError."""
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
             subject = "samples to reconstruct"
@@ -127,11 +113,7 @@ class Reconstruction(Task):
         return away.square().mean(1), away.abs().mean(1)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Return the mean squared error, the mean absolute error and PSNR in dB.
-
-        rows: squared and absolute error of each sample, (n,) both. PSNR = 10 log10(peak^2 /
-          squared).
-        """
+        """Return mean squared and absolute error, and PSNR = 10 log10(peak^2 / squared) in dB."""
         squared, absolute = rows
         psnr = 10 * (self.peak**2 / squared.clamp_min(torch.finfo(torch.float64).tiny)).log10()
         return Named(

@@ -75,11 +75,7 @@ class Tokens(Task):
         return {"accuracy": hits.float().sum() / max(1, hits.numel())}  # a part may have none
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Return for each text its loss, number of tokens and number of hits, (B, 3).
-
-        output: logits (B, T, V), which are not kept; batch: has the labels. Only tokens with a
-          label count.
-        """
+        """Return each text's loss, its number of tokens with a label, and of hits, (B, 3)."""
         labels = batch[1]
         check_range(labels[labels != IGNORED], output.shape[-1])
         mask = labels[:, 1:] != IGNORED
@@ -93,11 +89,7 @@ class Tokens(Task):
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
     def scores(self, *rows: Tensor) -> TokenMetrics:
-        """Compute the scores of a whole dataset of texts.
-
-        rows: (n, 3), loss, number of tokens and number of hits of each text.
-        Raises: DataError if no token has a label.
-        """
+        """Compute the scores of all texts.  Raises: DataError if no token has a label."""
         loss, tokens, hits = rows[0].unbind(1)
         if not bool(tokens.any()):
             subject = "evaluation texts"
