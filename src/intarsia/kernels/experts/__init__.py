@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import flops as flops
 from .acts import act_name as act_name
 from .grouped import grouped as grouped
+from .mlps import mix_mlps as mix_mlps
 from .mlps import mixed_mlps as mixed_mlps
 from .naive import mix_naive as mix_naive
 from .naive import mlps_naive as mlps_naive
