@@ -31,7 +31,8 @@ def mix_mlps(
 
     The other arguments are those of `mixed_mlps`; learned: a backward will follow.  -> (T, out).
     """
-    if not learned and native.mixes(x, up, gate, down):
+    fast = not learned and native.mixes(x, up, gate, down)
+    if fast and native.is_faster(x, len(token), up):
         weights = [w for w in (up, gate, down) if w is not None]
         use_large_pages(w for w in weights if w.nbytes >= LARGE)
         return native.mix(x, token, expert, weight, up, gate, down, act)

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from ...core.errors import ShapeError
 from .. import dense, native
+from ..native.building import processor
+from .blocks import FEW, UNPADDED
 
 P, I = ctypes.c_void_p, ctypes.c_int  # noqa: E741
 MIX = (I, I, *[P] * 9, I)
+# rows of an expert up to which the kernel beats torch's float32, and sizes of a matrix, for any rows
+MANY, SMALL = 128, 2**18
 SIZES = ctypes.c_int64 * 6
 ACTS = ("silu", "relu", "gelu", "gelu_tanh")  # in the order of experts.h
 
@@ -28,6 +32,20 @@ def mixes(x: Tensor, up: Tensor, gate: Tensor | None, down: Tensor) -> bool:
     return same and x.dtype in dense.KINDS
 
 
+def is_faster(x: Tensor, pairs: int, up: Tensor) -> bool:
+    """Return True if the kernel is faster than torch's products for this mean of rows an expert.
+
+    x: (T, d); pairs: N; up: (E, h, d).
+    """
+    rows, size = pairs / len(up), up.shape[1] * up.shape[2]
+    if x.dtype == torch.bfloat16 and "amx_bf16" in processor():
+        return rows <= FEW
+    if not native.instructions().startswith("AVX-512"):
+        return rows <= UNPADDED
+    # in bfloat16 these processors multiply no faster than in float32
+    return x.dtype == torch.bfloat16 or rows <= MANY or size <= SMALL
+
+
 def mix(
     x: Tensor,
     token: Tensor,
@@ -40,11 +58,12 @@ def mix(
 ) -> Tensor:
     """Compute `mlps_naive` of the same arguments, where `mixes` is True.  -> (T, out)."""
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    return _operator()(x, token, expert, weight, up, gate, down, act).to(dtype)
+    return operator()(x, token, expert, weight, up, gate, down, act).to(dtype)
 
 
 @functools.cache
-def _operator() -> Any:
+def operator() -> Any:
+    """Return the operator `intarsia::experts_mix`, which is `mix` in float32."""
     schema = (
         "experts_mix(Tensor x, Tensor token, Tensor expert, Tensor weight, Tensor up, "
         "Tensor? gate, Tensor down, str act) -> Tensor"
