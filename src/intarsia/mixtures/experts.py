@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.checks import at_least
 from ..core.errors import ConfigError
-from ..kernels.experts import by_expert, ends_of, fused, grouped, mixed_mlps
+from ..kernels.experts import by_expert, ends_of, fused, grouped, mix_mlps
 from ..routers.evomoe import drop_entries
 
 ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
@@ -192,7 +192,7 @@ class StackedExperts(Experts):
         up, down = self.up.to(x.dtype), self.down.to(x.dtype)
         gate = None if self.gate is None else self.gate.to(x.dtype)
         pairs = routing.token, routing.expert, routing.weight
-        return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
+        return mix_mlps(x, *pairs, up, gate, down, act, learned=learned)
 
     def every(self, x: Tensor) -> Tensor:
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

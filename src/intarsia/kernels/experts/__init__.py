@@ -2,8 +2,9 @@
 
 naive.py: the definitions. rows.py: experts that are any functions, slice by slice. grouped.py:
 products of sorted rows with a matrix for each expert. mlps.py: a mixture of MLPs as one operator,
-on the rows that blocks.py lays out. segments.py: the pairs of an expert as sequences, for
-attention. stacks.py: the parameters that are such stacks. flops.py: the cost of the operators.
+on the rows that blocks.py lays out. native.py: the same in one call of C, without a backward.
+segments.py: the pairs of an expert as sequences, for attention. stacks.py: the parameters that are
+such stacks. flops.py: the cost of the operators.
 Plain tensors only.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from . import flops as flops
 from .acts import act_name as act_name
 from .grouped import grouped as grouped
+from .mlps import mix_mlps as mix_mlps
 from .mlps import mixed_mlps as mixed_mlps
 from .naive import mix_naive as mix_naive
 from .naive import mlps_naive as mlps_naive

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import grouped as _1  # noqa: F401 - the operators must be there
 from . import mlps as _2  # noqa: F401
+from .native import operator
 
 Shape = tuple[int, ...]
 _OPS: Any = torch.ops.intarsia
@@ -32,9 +33,10 @@ def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
+@register_flop_formula(operator().overloadpacket, get_raw=True)
 @register_flop_formula(_OPS.mixed_mlps, get_raw=True)
 def mlps_flops(*args: Any, **_: Any) -> int:
-    """Return the FLOPs of `mixed_mlps`, 2 N h (d + out), and 2 N h d more with gates.
+    """Return the FLOPs of `mixed_mlps`, native or not, 2 N h (d + out), 2 N h d more with gates.
 
     args: the arguments of that operator, in order. N: pairs of a token and an expert; h: hidden
       units of an expert; d, out: its inputs and outputs.

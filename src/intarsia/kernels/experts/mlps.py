@@ -9,9 +9,34 @@ from torch import Tensor
 
 from .. import dense
 from ..native.pages import use_large_pages
+from . import native
 from .acts import ACTS
 from .blocks import LARGE, Layout, roomy
 from .naive import mlps_naive
+
+
+def mix_mlps(
+    x: Tensor,
+    token: Tensor,
+    expert: Tensor,
+    weight: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    down: Tensor,
+    act: str,
+    *,
+    learned: bool,
+) -> Tensor:
+    """Compute y of `mixed_mlps`, without a backward in one native call where there is one.
+
+    The other arguments are those of `mixed_mlps`; learned: a backward will follow.  -> (T, out).
+    """
+    fast = not learned and native.mixes(x, up, gate, down)
+    if fast and native.is_faster(x, len(token), up):
+        weights = [w for w in (up, gate, down) if w is not None]
+        use_large_pages(w for w in weights if w.nbytes >= LARGE)
+        return native.mix(x, token, expert, weight, up, gate, down, act)
+    return mixed_mlps(x, token, expert, weight, up, gate, down, act, learned)[0]
 
 
 @torch.library.custom_op(

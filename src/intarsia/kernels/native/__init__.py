@@ -8,6 +8,7 @@ peak. What needs torch is imported when it is first used: a search of an index d
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .faults import NO_MEMORY as NO_MEMORY
 from .faults import refuse as refuse
 from .loading import function as function
 from .loading import instructions as instructions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANY",
+    "NO_MEMORY",
     "Bound",
     "function",
     "instructions",

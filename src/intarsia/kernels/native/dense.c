@@ -92,18 +92,24 @@ ALWAYS void rows_with_all(const job *w, int64_t row, int64_t to, const int kind)
     }
 }
 
-ALWAYS void rows_of_kind(const job *w, int64_t part, const int kind) {
-    const int64_t to = w->rows * (part + 1) / w->parts;
+ALWAYS void rows_between(const job *w, int64_t row, int64_t to, const int kind) {
     const int64_t each = SIDE_BY_SIDE * (w->cols * (kind == F32 ? 4 : 2) + 1);
     const int64_t near = SIDE_BY_SIDE * (1 + NEAR / each);
-    for (int64_t row = w->rows * part / w->parts; row < to; row += near)
-        rows_with_all(w, row, row + near < to ? row + near : to, kind);
+    for (; row < to; row += near) rows_with_all(w, row, row + near < to ? row + near : to, kind);
 }
 
 static void rows_of(void *context, int64_t part) {
     const job here = *(const job *)context, *w = &here; /* in registers: y may not overlap it */
-    if (w->kind == F32) rows_of_kind(w, part, F32);
-    else rows_of_kind(w, part, BF16);
+    const int64_t row = w->rows * part / w->parts, to = w->rows * (part + 1) / w->parts;
+    if (w->kind == F32) rows_between(w, row, to, F32);
+    else rows_between(w, row, to, BF16);
+}
+
+void intarsia_dense_rows(int kind, const float *x, float *y, const void *weight, int64_t rows,
+                         int64_t cols, int64_t batch, int64_t row, int64_t to) {
+    const job here = {.x = x, .y = y, .w = weight, .rows = rows, .cols = cols, .batch = batch};
+    if (kind == F32) rows_between(&here, row, to, F32);
+    else rows_between(&here, row, to, BF16);
 }
 
 /* kind: 0 float32, 1 bfloat16. */

@@ -7,6 +7,9 @@
 
 INTARSIA_API int64_t dense_linear(int kind, const float *x, float *y, const void *weight,
                                   int64_t rows, int64_t cols, int64_t batch, int threads);
+/* Rows `row` to `to` of the weight of dense_linear, on this thread: their columns of y. */
+void intarsia_dense_rows(int kind, const float *x, float *y, const void *weight, int64_t rows,
+                         int64_t cols, int64_t batch, int64_t row, int64_t to);
 INTARSIA_API int64_t dense_grouped(const float *x, float *y, const float *weight, const int64_t *load,
                                    int64_t experts, int64_t rows, int64_t cols, int threads);
 INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const uint8_t *bits,
