@@ -31,8 +31,9 @@ def mix_mlps(
 
     The other arguments are those of `mixed_mlps`; learned: a backward will follow.  -> (T, out).
     """
-    fast = not learned and native.mixes(x, up, gate, down)
-    if fast and native.is_faster(x, len(token), up):
+    # a graph cannot ask which kernels there are
+    asks = not learned and not torch.compiler.is_compiling()
+    if asks and native.mixes(x, up, gate, down) and native.is_faster(x, len(token), up):
         weights = [w for w in (up, gate, down) if w is not None]
         use_large_pages(w for w in weights if w.nbytes >= LARGE)
         return native.mix(x, token, expert, weight, up, gate, down, act)

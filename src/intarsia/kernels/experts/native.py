@@ -16,7 +16,7 @@ from .blocks import FEW, UNPADDED
 
 P, I = ctypes.c_void_p, ctypes.c_int  # noqa: E741
 MIX = (I, I, *[P] * 9, I)
-# rows of an expert up to which the kernel beats torch's float32, and sizes of a matrix, for any rows
+# rows of an expert up to which the kernel beats torch's float32; sizes of a matrix, for any rows
 MANY, SMALL = 128, 2**18
 SIZES = ctypes.c_int64 * 6
 ACTS = ("silu", "relu", "gelu", "gelu_tanh")  # in the order of experts.h
