@@ -102,7 +102,7 @@ ALWAYS void units_of(const mixture *m, const float *up, const float *gate, const
                   gate ? activated(b[r][n], m->act) * a[r][n] : activated(a[r][n], m->act));
 }
 
-/* Weighted outputs of a group of rows are added to those of their tokens, at columns from `row` on. */
+/* Weighted outputs of a group of rows are added to their tokens, at columns from `row` on. */
 ALWAYS void outputs_of(const mixture *m, const panel *p, int64_t at, const float *down, int64_t row,
                        const float *units, const int high, const int wide) {
     vf sums[HIGH][MOST_WIDE];
