@@ -75,3 +75,11 @@ def test_a_pair_out_of_range_is_refused() -> None:
     for wrong in (-1, 2):
         with pytest.raises(ShapeError, match="token and expert of a pair"):
             native.mix(x, token, expert.clone().fill_(wrong), weight, *weights, "silu")  # pyright: ignore
+
+
+def test_numbers_of_tokens_and_experts_may_be_short() -> None:
+    x, token, expert, *rest = case((13, 40, 2), (5, 7, 3), True)
+    assert isinstance(x, Tensor) and isinstance(token, Tensor) and isinstance(expert, Tensor)
+    short = mix_mlps(x, token.int(), expert.int(), *rest, "silu", learned=False)  # pyright: ignore
+    long = mix_mlps(x, token, expert, *rest, "silu", learned=False)  # pyright: ignore
+    assert torch.equal(short, long)

@@ -90,8 +90,8 @@ def _run(
     kernel = native.function("experts_mix", *MIX)
     assert kernel is not None and up.shape[2] == x.shape[1] and down.shape[2] == up.shape[1]
     assert len(token) == len(expert) == len(weight) and (gate is None or gate.shape == up.shape)
-    # C gets addresses: the tensors must live until the call returns.
-    x, token, expert = x.contiguous(), token.contiguous(), expert.contiguous()
+    # C gets addresses, of numbers of 8 bytes: the tensors must live until the call returns
+    x, token, expert = x.contiguous(), token.long().contiguous(), expert.long().contiguous()
     weight = weight.float().contiguous()
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.float32)
     experts, outputs, hidden = down.shape
