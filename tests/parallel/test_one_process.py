@@ -70,9 +70,11 @@ def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
     assert_close(got, want, rtol=2**-6, atol=2**-6)
     want.float().square().sum().backward()
     got.float().square().sum().backward()
-    # tables have other rows, whose sums are rounded in another order
-    tables = isinstance(strategy, Tutel | DeepSpeed)
-    rtol, atol = (2**-6, 2**-6) if tables else (0.0, 1e-6)
+    # tables have other rows, whose sums are rounded in another order; outputs that are computed
+    # again for the backward were computed without one, by another kernel
+    again = isinstance(strategy, Fssdp) and strategy.rematerialise
+    rounded = again or isinstance(strategy, Tutel | DeepSpeed)
+    rtol, atol = (2**-6, 2**-6) if rounded else (0.0, 1e-6)
     for ours, its in zip(part.parameters(), full.parameters(), strict=True):
         assert ours.grad is not None and its.grad is not None
         assert_close(ours.grad, its.grad, rtol=rtol, atol=atol)
