@@ -12,12 +12,15 @@ nothing. Every step is a process of its own. Memory is the largest
 part of the process that stands for no file (`RssAnon`): mapped files may be dropped. llama.cpp
 (`pip install llama-cpp-python`) computes the same steps on the same weights in Q4_0, at the fastest
 of its settings for each: keys and values in float16, bfloat16 or float32, flash attention or not.
+Both take turns, and the least CPU seconds of a step count. Both have their weights in large pages:
+llama.cpp's process has GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ import torch
 from frame import markdown, parser, publish, read
 from llama_cpp_rows import INSTALLED, SETTINGS, LlamaCpp, TokenRow
 from safetensors.torch import save_file
+from token_peers import LARGE_PAGES
 from transformers import AutoModelForCausalLM, MistralConfig, OlmoeConfig
 
 from intarsia.decode.native_decoder import NativeText
@@ -112,7 +116,11 @@ def open_tokenizer() -> Any:
 def watched(command: Sequence[str]) -> tuple[str, dict[str, float]]:
     """Run a command; return its output, its seconds, CPU seconds, and most memory in bytes."""
     began, most = time.perf_counter(), 0
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    # the C library reads it when a process starts; our own weights are in large pages without it
+    pages = {**os.environ, "GLIBC_TUNABLES": LARGE_PAGES}
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=pages
+    )
     status = Path(f"/proc/{process.pid}/status")
     cpu = 0.0
     while process.poll() is None:
@@ -151,34 +159,46 @@ def prompt() -> list[int]:
     return torch.randint(9, 40_000, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def used_by_llama_cpp(file: str) -> dict[str, float]:
-    """Open a GGUF file in llama.cpp and compute with it; the least CPU seconds of each step."""
-    ids, timed, room = prompt(), Clock(), (PROMPT + 4 * TOKENS) * CLIENTS
-    peer = timed(
+def used_by_llama_cpp(file: str, numbers: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Open a GGUF file in llama.cpp and compute with it; CPU seconds of each step and setting.
+
+    numbers: of the settings to try, in SETTINGS.
+    """
+    ids, room = prompt(), (PROMPT + 4 * TOKENS) * CLIENTS
+    clocks = {number: Clock() for number in numbers}
+    peer = clocks[numbers[0]](
         "opening",
         lambda: LlamaCpp(file, SETTINGS[0], threads=1, sequences=CLIENTS, room=room, rows=PROMPT),
     )
 
-    def tokens(places: Sequence[int]) -> None:
-        for step in range(TOKENS):
-            peer.decode([TokenRow(9, place + step, i, True) for i, place in enumerate(places)])
+    def tokens(starts: Sequence[int]) -> Callable[[], None]:
+        """Return a job that computes the next token of each sequence, from these places on."""
+        places = list(starts)
 
-    for setting in SETTINGS:
-        peer.use(setting)
+        def step() -> None:
+            peer.decode([TokenRow(9, place, i, True) for i, place in enumerate(places)])
+            places[:] = [place + 1 for place in places]
+
+        return step
+
+    for number, timed in clocks.items():
+        peer.use(SETTINGS[number])
         short = [TokenRow(t, place, 0, place == 8) for place, t in enumerate(ids[:9])]
         long = [TokenRow(t, place, 0, place == PROMPT - 1) for place, t in enumerate(ids)]
         peer.decode(short)
-        timed("a token", lambda: tokens([9]))
+        timed("a token", tokens([9]), TOKENS)
         peer.clear()
         timed(f"a prompt of {PROMPT}", lambda rows=long: peer.decode(rows))
-        timed(f"a token behind {PROMPT}", lambda: tokens([PROMPT]))
+        timed(f"a token behind {PROMPT}", tokens([PROMPT]), TOKENS)
         for sequence in range(1, CLIENTS):
             peer.decode([row._replace(sequence=sequence) for row in short])
-        timed(
-            f"a token of each of {CLIENTS}", lambda: tokens([PROMPT + TOKENS] + [9] * (CLIENTS - 1))
-        )
-    one = {name: name.startswith("a token") for name in timed.seconds}
-    return {name: s / TOKENS if one[name] else s for name, s in timed.seconds.items()}
+        several = tokens([PROMPT + TOKENS] + [9] * (CLIENTS - 1))
+        timed(f"a token of each of {CLIENTS}", several, TOKENS)
+    by_step: dict[str, dict[int, float]] = {}
+    for number, timed in clocks.items():
+        for name, seconds in timed.seconds.items():
+            by_step.setdefault(name, {})[number] = seconds
+    return by_step
 
 
 def used(packed: Path) -> dict[str, float]:
@@ -204,35 +224,83 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def measured(folder: Path, packed: Path, gguf: Path | None) -> list[list[str]]:
+class Turns:
+    """Both runtimes' least CPU seconds of each step, and their most memory, over some turns.
+
+    folder: packed; gguf: the same weights for llama.cpp, if it is to run.
+    """
+
+    def __init__(self, folder: Path, gguf: Path | None, reps: int) -> None:
+        self.ours: dict[str, float] = {}
+        self.theirs: dict[str, dict[int, float]] = {}
+        self.memory = self.their_memory = 0.0
+        for _ in range(reps):
+            output, spent = watched([__file__, "--use", str(folder)])
+            self.memory = max(self.memory, spent["memory"])
+            for name, seconds in json.loads(output.splitlines()[-1]).items():
+                self.ours[name] = min(seconds, self.ours.get(name, seconds))
+            if gguf is not None and INSTALLED:
+                self._let_llama_cpp(gguf)
+
+    def _let_llama_cpp(self, gguf: Path) -> None:
+        """Let llama.cpp compute at all settings, later at those that were the fastest of a step."""
+        best = {min(by, key=lambda n, by=by: by[n]) for by in self.theirs.values()}
+        chosen = ",".join(map(str, sorted(best or range(len(SETTINGS)))))
+        output, spent = watched([__file__, "--use", str(gguf), "--settings", chosen])
+        self.their_memory = max(self.their_memory, spent["memory"])
+        for name, by_setting in json.loads(output.splitlines()[-1]).items():
+            known = self.theirs.setdefault(name, {})
+            for number, seconds in by_setting.items():
+                known[int(number)] = min(seconds, known.get(int(number), seconds))
+
+    def lines(self) -> list[list[str]]:
+        """Return a line for each step: both times, the ratio, and llama.cpp's setting."""
+        lines: list[list[str]] = []
+        for name, seconds in self.ours.items():
+            cells = ["", "", ""]
+            if by_setting := self.theirs.get(name):
+                number = min(by_setting, key=lambda n, by=by_setting: by[n])
+                setting = "" if name == "opening" else str(SETTINGS[number])
+                rival = by_setting[number]
+                cells = [in_units(rival), f"{seconds / rival:.2f}", setting]
+            lines.append([name, in_units(seconds), *cells])
+        return lines
+
+
+def measured(folder: Path, packed: Path, gguf: Path | None, reps: int) -> list[list[str]]:
     """Return the lines of the table; gguf: the same weights for llama.cpp."""
     command = ["compress", str(folder), "--format", "blockint", "--bits", "4", "--force"]
     _, spent = watched(["-m", "intarsia", *command, "--out", str(packed)])
     gigabytes = lambda number: f"{number / 1e9:.2f} GB"  # noqa: E731
     file = "" if gguf is None else gigabytes(gguf.stat().st_size)
-    lines = [
-        ["weights in bfloat16", gigabytes(size_of(folder)), "", ""],
-        ["packed: int4, head int8", gigabytes(size_of(packed)), file, ""],
-        [
-            "`intarsia compress`",
-            f"{spent['cpu']:.0f} s, {gigabytes(spent['memory'])} of memory",
-            "",
-            "",
-        ],
+    compressing = f"{spent['cpu']:.0f} s, {gigabytes(spent['memory'])} of memory"
+    turns = Turns(packed, gguf, reps)
+    memory = gigabytes(turns.their_memory) if turns.theirs else ""
+    return [
+        ["weights in bfloat16", gigabytes(size_of(folder)), "", "", ""],
+        ["packed: int4, head int8", gigabytes(size_of(packed)), file, "", ""],
+        ["`intarsia compress`", compressing, "", "", ""],
+        *turns.lines(),
+        ["all of these, most memory", gigabytes(turns.memory), memory, "", ""],
     ]
-    output, spent = watched([__file__, "--use", str(packed)])
-    ours: dict[str, float] = json.loads(output.splitlines()[-1])
-    rival: dict[str, float] = {}
-    if gguf is not None and INSTALLED:
-        output, rival_spent = watched([__file__, "--use", str(gguf)])
-        rival = json.loads(output.splitlines()[-1])
-        file = gigabytes(rival_spent["memory"])
-    for name, seconds in ours.items():
-        cells = ["", ""]
-        if name in rival:
-            cells = [in_units(rival[name]), f"{seconds / rival[name]:.2f}"]
-        lines.append([name, in_units(seconds), *cells])
-    return [*lines, ["all of these, most memory", gigabytes(spent["memory"]), file, ""]]
+
+
+def in_short(tables: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Return the answer in a sentence for each table."""
+    sentences: list[str] = []
+    for lines in tables:
+        ours = {name: cell for name, cell, *_ in lines}
+        rival = {name: over for name, _, _, over, _ in lines if over}
+        memory, packed = ours["all of these, most memory"], ours["packed: int4, head int8"]
+        prompt = f"a prompt of {PROMPT}"
+        compared = ""
+        if rival:
+            compared = f", {rival['a token']} and {rival[prompt]} of llama.cpp's time"
+        sentences.append(
+            f"{ours['weights in bfloat16']} become {packed}: a token takes {ours['a token']}, a "
+            f"prompt of {PROMPT} {ours[prompt]}{compared}, in {memory} of memory."
+        )
+    return f"**In short:** {' '.join(sentences)}"
 
 
 def in_units(seconds: float) -> str:
@@ -241,27 +309,34 @@ def in_units(seconds: float) -> str:
 
 
 def main() -> None:
-    made: argparse.ArgumentParser = parser(__doc__, threads=1, reps=1)
+    made: argparse.ArgumentParser = parser(__doc__, threads=1, reps=3)
     made.add_argument("folders", nargs="*", type=Path, help="that --make wrote")
     made.add_argument("--make", type=Path, help="write random weights there, and end")
     made.add_argument("--shapes", default="mistral", choices=SHAPES, help="of --make")
     made.add_argument("--gguf", type=Path, help="the first folder in Q4_0, for llama.cpp")
     made.add_argument("--use", type=Path, help="compute with a packed folder or file; JSON")
+    made.add_argument("--settings", default="0", help="of --use with a file, with commas")
     args = read(made)
     if args.make:
         make(args.make, SHAPES[args.shapes])
         return
-    if args.use:
-        steps = used_by_llama_cpp(str(args.use)) if args.use.is_file() else used(args.use)
-        print(json.dumps(steps))
+    if args.use and args.use.is_file():
+        numbers = [int(number) for number in args.settings.split(",")]
+        print(json.dumps(used_by_llama_cpp(str(args.use), numbers)))
         return
-    head = ("What, CPU time of one thread", "intarsia", "llama.cpp Q4_0 at its best", "of that")
+    if args.use:
+        print(json.dumps(used(args.use)))
+        return
+    head = ("What, CPU time of one thread", "intarsia", "llama.cpp Q4_0", "of that", "its setting")
     body: list[str] = []
+    tables: list[list[list[str]]] = []
     for number, folder in enumerate(args.folders):
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            lines = measured(folder, Path(place) / "packed", None if number else args.gguf)
+            gguf = None if number else args.gguf
+            lines = measured(folder, Path(place) / "packed", gguf, args.reps)
+        tables.append(lines)
         body += [f"## {folder.name}", "", *markdown(head, lines), ""]
-    publish("A 7B on 16 GB", ABOUT, body, args)
+    publish("A 7B on 16 GB", f"{in_short(tables)}\n\n{ABOUT}", body, args)
 
 
 if __name__ == "__main__":
