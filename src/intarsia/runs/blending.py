@@ -76,6 +76,7 @@ class BlendRun(RunOnPictures):
         return self.blend([rows for rows, _ in answers]), errors
 
     def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Compute the blend of the members' logits; return the set's labels with them."""
         answers = [member.logits_on(images) for member in self.members]
         return self.blend([logits for logits, _ in answers]), answers[0][1]
 

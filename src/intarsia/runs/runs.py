@@ -149,7 +149,7 @@ class PictureRun(RunOnPictures):
         return rows, errors
 
     def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        # in batches, in evaluation mode, on the model's own device
+        """Compute the logits (n, classes) of a set in batches; return its labels with them."""
         return predict_logits(self.model, held(images, self.inputs), batch_size=BATCH)
 
 
