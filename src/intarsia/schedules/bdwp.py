@@ -35,7 +35,13 @@ class LayerSchedule(Protocol):
     @property
     def layers(self) -> Sequence[str] | None: ...
 
-    def training(self, model: nn.Module) -> AbstractContextManager[Callable[[], None]]: ...
+    def training(self, model: nn.Module) -> AbstractContextManager[Callable[[], None]]:
+        """Let layers compute with other weights inside the `with` block.
+
+        The context gives a function to call after the last step, which sets the trained weights to
+        those that the forward uses.
+        """
+        ...
 
 
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
