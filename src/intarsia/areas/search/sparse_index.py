@@ -86,10 +86,12 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
-        """Build an index of documents that are ranked by BM25 alone, or start one of a model."""
+        """Build an index of documents for BM25 alone, or with query weights an empty one."""
         reader = StemsAlone()
-        queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
-        if queries is reader.queries:
+        if isinstance(docs, QueryWeights):
+            queries, texts = docs, ()
+        else:
+            queries, texts = reader.queries, docs
             lexical = by_stems_alone(lexical)
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
