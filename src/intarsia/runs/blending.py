@@ -70,6 +70,7 @@ class BlendRun(RunOnPictures):
         return blended(logits, self.weights, self.temperatures, self.several_labels)
 
     def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        """Compute the blend of the members' logits, with an error for each unreadable picture."""
         answers = [member.logits(pictures) for member in self.members]
         # a picture that one member cannot read has no answer
         errors = {i: text for _, wrong in reversed(answers) for i, text in wrong.items()}

@@ -128,6 +128,7 @@ class PictureRun(RunOnPictures):
 
     @torch.no_grad()
     def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        """Compute logits in one forward, NaN and an error for each picture that cannot be read."""
         transform = eval_transform(self.inputs)
         side = side_of(transform)
         ready: dict[int, Tensor] = {}

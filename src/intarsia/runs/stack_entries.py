@@ -87,6 +87,7 @@ def _share(text: str) -> float:
 
 
 def _experts_left(stacked: Stacked, text: str) -> int:
+    """Return how many of a layer's experts stay; text: the share to remove."""
     first = next(iter(gated_experts(stacked.model).values()))
     return max(1, round(first.experts * (1 - _share(text))))
 
@@ -108,6 +109,7 @@ def _prune(stacked: Stacked, text: str) -> None:
 
 
 def _merge(stacked: Stacked, text: str) -> None:
+    """Merge the experts of every layer, so that a share of them fewer is left."""
     inputs = expert_inputs(stacked.model, stacked.calibration)
     merge_stock_experts(stacked.model, inputs, _experts_left(stacked, text))
 

@@ -201,6 +201,7 @@ class Bdwp:
 
 
 def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    """Call a layer's forward with another weight in the place of its own."""
     # past nn.Module's checks: the weight may be a plain tensor here
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]

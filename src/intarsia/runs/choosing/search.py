@@ -205,6 +205,7 @@ class Search:
         epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
 
         def look(epochs: int) -> list[Candidate]:
+            """List the first method of every place, then every second one, and so on."""
             starts = [(view, view.start.changed(epochs=epochs)) for view in self.places]
             longest = max((len(view.arms) for view in self.places), default=0)
             return [
