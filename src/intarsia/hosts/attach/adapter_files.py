@@ -177,6 +177,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
+    """Check that a head was trained for the expected classes; None = not known, not checked."""
     if expected is None or stored is None or list(stored) == list(expected):
         return
     subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."
