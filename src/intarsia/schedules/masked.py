@@ -195,7 +195,7 @@ class Masked:
         if self.entries is None:
             for name, weight in self.weights.items():
                 weight.masked_fill_(~self.kept[name], 0)
-            self._mask_states(grown={})
+            self._mask_states({})  # none has just been grown
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
