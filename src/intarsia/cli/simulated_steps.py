@@ -77,7 +77,8 @@ def fastest(
 ) -> Planned:
     """Simulate a batch by several plans and return the fastest.
 
-    plans: their names; other parameters: as of `by_placement`.
+    routed: the trace; links: the topology; plans: their names; tokens: of the batch; size: (width,
+    hidden units) of an expert, None = as recorded; backward: add the backward pass.
     """
     from ..core.registry import card
     from ..parallel.tutel import Tutel
@@ -88,17 +89,17 @@ def fastest(
     batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
     past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
     bytes_of_expert = _size(batch, size)
-    lines: dict[str, tuple[DevicePlan, Timeline]] = {}
+    simulated: dict[str, tuple[DevicePlan, Timeline]] = {}
     for name in plans:
         strategy: Any = card(name).config()
         # Tutel's degree and chunks depend on the batch; its defaults would not do it justice.
         if name == "tutel":
             strategy = Tutel.tuned(batch, bytes_of_expert, links)
         steps = strategy.plan(batch, bytes_of_expert, links, backward=backward, past=past)
-        lines[name] = steps, simulate(steps, links)
-    best = min(lines, key=lambda name: lines[name][1].seconds)
-    seconds = {name: line.seconds for name, (_, line) in lines.items()}
-    return Planned(best, batch, bytes_of_expert, *lines[best], seconds)
+        simulated[name] = steps, simulate(steps, links)
+    best = min(simulated, key=lambda name: simulated[name][1].seconds)
+    seconds = {name: line.seconds for name, (_, line) in simulated.items()}
+    return Planned(best, batch, bytes_of_expert, *simulated[best], seconds)
 
 
 def _size(batch: Trace, size: tuple[int, int] | None) -> ExpertSize:

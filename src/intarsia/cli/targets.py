@@ -58,17 +58,20 @@ def target(
 
 
 def finished_names(path: Path | None, state: Path, kind: str) -> list[str]:
-    """Return the files of a result if its command was killed before it removed its state.
+    """Return the names of the files in a finished result that a killed command left behind.
 
-    path: of the result; state: what the command keeps next to it until it ends; kind: a file that
-    each such result has. An empty list: the result, if there is one, is another command's.
+    The command was killed after it wrote its result and before it removed its state, so that it may
+    write the result again. An empty list: there is no such result, or another command's.
+    path: the folder of the result; state: what the command keeps next to it until it ends; kind:
+    the name of a file that every result of this command has.
     """
-    is_whole = path is not None and state.exists() and (path / kind).is_file()
-    return [file.name for file in path.iterdir()] if is_whole and path is not None else []
+    if path is None or not state.exists() or not (path / kind).is_file():
+        return []
+    return [file.name for file in path.iterdir()]
 
 
 def page_target(path: Path | None) -> None:
-    """Do the same for a page, if there is to be one.  Raises: as `target`."""
+    """Lock the path of an HTML page that a command will write, if any.  Raises: as `target`."""
     if path is not None:
         target(path, "page.html", mark=PAGE)
 

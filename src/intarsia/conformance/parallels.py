@@ -59,7 +59,8 @@ def is_one_process(card: Card) -> None:
 
 
 def is_close_where_sums_are_rounded(card: Card) -> None:
-    """Check the strategy against one process in float64 within 1e-12, gated experts with biases."""
+    """Check the strategy against one process within 1e-12, on sums that float64 rounds."""
+    # fractions instead of whole numbers, and gated experts with biases
     _compare(card, ExpertTrial(whole=False, bias=True, layers=1))
 
 

@@ -71,7 +71,7 @@ def writing(
 
 
 def _finish(folder: Path, target: Path, refuse_loss: bool) -> None:
-    """Move the content of a scratch folder to the target's place."""
+    """Put the content of a scratch folder in the target's place; refuse_loss: see `writing`."""
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
@@ -250,6 +250,7 @@ def _first_and_last_bytes(path: Path) -> bytes:
 
 
 def _check_replaced(old: Path, new: Path, refuse_loss: bool) -> None:
+    """Refuse to put `new` in the place of something else; refuse_loss: see `writing`."""
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)

@@ -54,7 +54,13 @@ def language_model(
     with quietly():
         folder = str(_smollm2_folder(cache or cache_dir(), progress)) if name in PACKAGED else name
         model, tokenizer = _load_model(
-            name, folder, pretrained, seed, dtype, drawn=drawn, mapped=mapped
+            name,
+            folder,
+            pretrained=pretrained,
+            seed=seed,
+            dtype=dtype,
+            drawn=drawn,
+            mapped=mapped,
         )
     model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
@@ -72,7 +78,9 @@ def headless_model(
     with quietly():
         if folder is None and name in PACKAGED:
             folder = str(_smollm2_folder(cache_dir(), progress))
-        model, tokenizer = _load_model(name, folder or name, True, 0, "float32", headless=True)
+        model, tokenizer = _load_model(
+            name, folder or name, pretrained=True, seed=0, dtype="float32", headless=True
+        )
     model.config.use_cache = False
     return model.eval(), tokenizer
 
@@ -80,10 +88,10 @@ def headless_model(
 def _load_model(
     name: str,
     folder: str,
+    *,
     pretrained: bool,
     seed: int,
     dtype: str,
-    *,
     headless: bool = False,
     drawn: bool = True,
     mapped: bool = False,

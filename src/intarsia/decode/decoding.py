@@ -142,7 +142,7 @@ class _Stock:
         self.name, self.count = cache_name(model), 0
         # (B, n + tokens), 0 = padding; None = there is none
         self.mask = None if mask is None else torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
-        self.short = None if mask is not None else one_token(model)
+        self.one_token = None if mask is not None else one_token(model)
 
     @property
     def nbytes(self) -> int:
@@ -154,10 +154,10 @@ class _Stock:
 
     def step(self, new: Tensor) -> Tensor:
         """Add one token to each row, (B,); return the logits behind it, (B, V)."""
-        if self.short is None:
+        if self.one_token is None:
             return self._forward(new[:, None])
         self.count += 1
-        return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
+        return self.one_token(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
         """Run the model on new tokens (B, n) behind those in the cache; return logits (B, V)."""

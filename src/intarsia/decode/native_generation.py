@@ -65,6 +65,7 @@ def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
         return kind.generate(model, *args, **settings)
     # a copy that shares all modules: its class decides what `generate` samples with
     view = copy.copy(model)
+    # past nn.Module's `__setattr__`, which would make the model a layer of its own copy
     vars(view)["original"] = model
     view.__class__ = _sampling_class(kind)
     return kind.generate(view, *args, **settings)
@@ -85,12 +86,12 @@ class NativeSampling:
 
     def _sample(self, input_ids: Tensor, generation_config: GenerationConfig, **rest: Any) -> Any:
         """Run transformers' loop of greedy and sampled tokens, with native logits if they suit."""
-        attributes = vars(self)
-        if _suits(attributes["original"], input_ids, generation_config, rest):
+        original = vars(self)["original"]
+        if _suits(original, input_ids, generation_config, rest):
             length = int(generation_config.max_length or 0)
-            text = NativeText(attributes["original"], slots=len(input_ids), length=length)
+            text = NativeText(original, slots=len(input_ids), length=length)
             # `self` is the copy that `generate` made for this call: the model's own forward stays
-            attributes["forward"] = functools.partial(_forward, text)
+            vars(self)["forward"] = functools.partial(_forward, text)
         sample: Any = super()
         return sample._sample(input_ids, generation_config=generation_config, **rest)
 

@@ -96,9 +96,9 @@ class Columns(Format):
         """Return x W^T: up to MOST_ROWS rows by compiled code on the CPU, else by decoding W."""
         values, offsets = stored["values"], stored["row_offsets"]
         few_rows = x.shape[:-1].numel() <= MOST_ROWS
-        few_rows = few_rows and len(shape) == 2 and x.shape[-1] == shape[-1]
+        fits = len(shape) == 2 and x.shape[-1] == shape[-1] and len(offsets) == shape[0] + 1
         # sizes are checked here, because the kernel trusts them
-        if few_rows and len(offsets) == shape[0] + 1 and kernels.runs(x, values):
+        if few_rows and fits and kernels.runs(x, values):
             return kernels.linear(x, values, stored["columns"], offsets)
         return super().matmul(x, stored, shape)
 

@@ -170,7 +170,7 @@ class Ternary(Format):
 
     @property
     def dictionary(self) -> Dictionary:
-        """The words; built once in a process."""
+        """The runs of digits that a code stands for; built once in a process."""
         return dictionary(self.zeros)
 
     def describe(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:

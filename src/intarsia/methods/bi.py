@@ -61,7 +61,7 @@ class BiAdapter(OverMethod):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings; each host module has an inner adapter.  Raises: ConfigError."""
+        """Check each setting, and that no layers share the inner adapter.  Raises: ConfigError."""
         check(self)
         self.refuse_shared()
 

@@ -203,7 +203,7 @@ class LtSft(Method):
         trained: Entries,
         weights: Mapping[str, nn.Parameter],
         start: Mapping[str, Tensor],
-        total: int,
+        weight_count: int,
         make: Make,
     ) -> Make:
         """Return a function that makes an optimiser, which pulls entries to where they started."""
@@ -213,7 +213,7 @@ class LtSft(Method):
             for n, p in weights.items()
             if p in trained.vectors
         }
-        return pull(trained.optimizer(make), towards, self.pull, total)
+        return pull(trained.optimizer(make), towards, self.pull, weight_count)
 
     def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
         """Yield the phases of training for a model with its change phi in adapters; return phi."""
@@ -249,12 +249,15 @@ class LtSft(Method):
             yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
         return delta_of(model, name)
 
-    def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
+    def _optimizer_of_cells(
+        self, model: PeftModel, name: str, weight_count: int, make: Make
+    ) -> Make:
         """Return a function that makes an optimiser which pulls an adapter's changes to zero."""
         vectors = [cell.values for cell in cells_of(model, name).values()]
-        # Cells hold phi itself, so that theta_0 is zero here.
+        # Cells hold phi itself, so that theta_0 is zero here. The penalty is a mean over all
+        # weights. make: f(model, lr, weight_decay) makes the optimiser without the pull.
         towards = {vector: torch.zeros_like(vector) for vector in vectors}
-        return pull(make, towards, self.pull, total)
+        return pull(make, towards, self.pull, weight_count)
 
 
 def unowned(shape: torch.Size | int) -> Tensor:

@@ -249,7 +249,8 @@ class Official(PublishedRecipe):
 
     @property
     def objective(self) -> dict[str, Any]:
-        """The keywords of the two-pass objective; the deep term sums over 6 of 12 blocks."""
+        """The weights of the terms of `train.two_pass`, by its keywords."""
+        # The released code sums the deep term over six blocks, and divides it by all twelve.
         return {"add": 0.0, "reg": 1.0, "detach": True, "deep": 0.01 / 12 if self.deep else 0.0}
 
     @property

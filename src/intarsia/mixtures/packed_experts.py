@@ -91,6 +91,11 @@ class PackedStack(nn.Module):
         return f"{self.sizes}, {self.form}"
 
 
+def _fixed_experts() -> ConfigError:
+    fix = "Prune or merge experts first, then pack them."
+    return ConfigError("experts", got="packed ones", want="plain ones to choose from", fix=fix)
+
+
 class PackedExperts(Experts):
     """`StackedExperts` with packed matrices; nothing is trained, rows have gradients.
 
@@ -122,12 +127,11 @@ class PackedExperts(Experts):
 
     def keep(self, index: Tensor) -> None:
         """Refuse to choose experts: rows of packed stacks cannot be moved.  Raises: ConfigError."""
-        fix = "Prune or merge experts first, then pack them."
-        raise ConfigError("experts", got="packed ones", want="plain ones to choose from", fix=fix)
+        raise _fixed_experts()
 
     def append(self, experts: Experts) -> None:
         """Refuse more experts.  Raises: ConfigError, as `keep`."""
-        self.keep(torch.empty(0))
+        raise _fixed_experts()
 
     def _experts_with_rows(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield each expert that has rows: its number and these rows."""

@@ -205,6 +205,7 @@ class Residual(PassesState):
 
     @property
     def kin(self) -> Hashable:
+        """The key of blocks that pass momentum on to each other: of one update."""
         return Residual, self.update
 
     def forward(self, x: Tensor) -> Tensor:

@@ -114,14 +114,14 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     # check everything before anything is built
     for path, mine in ours.items():
         _check_alike(path, mine, theirs[path])
-    our_tensors, their_tensors = dict(_shared_tensors(a)), dict(_shared_tensors(b, twice=True))
+    our_tensors, their_tensors = dict(_shared_tensors(a)), dict(_shared_tensors(b, all_names=True))
     shapes = {name: tuple(t.shape) for name, t in our_tensors.items()}
     their_shapes = {
         name: tuple(t.shape) for name, t in their_tensors.items() if name in our_tensors
     }
     if (
         shapes != their_shapes
-        or dict(_shared_tensors(a, twice=True)).keys() != their_tensors.keys()
+        or dict(_shared_tensors(a, all_names=True)).keys() != their_tensors.keys()
     ):
         raise _shape_error("weights", shapes, their_shapes)
     # whole numbers, such as a counter, must agree; everything else is averaged
@@ -251,8 +251,9 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape[1:]) for name, t in rows.items()}
 
 
-def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
+def _shared_tensors(model: nn.Module, all_names: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert."""
+    # all_names: a tensor that modules share comes under each of its names, not only the first
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
         experts = mixture.experts
@@ -262,8 +263,8 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
         # a router's rows belong to their experts
         single |= {id(t) for t in _rows(mixture).values()}
     for name, t in (
-        *model.named_parameters(remove_duplicate=not twice),
-        *model.named_buffers(remove_duplicate=not twice),
+        *model.named_parameters(remove_duplicate=not all_names),
+        *model.named_buffers(remove_duplicate=not all_names),
     ):
         if id(t) not in single:
             yield name, t

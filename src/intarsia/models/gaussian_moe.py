@@ -214,7 +214,7 @@ class _Unit:
 
     @classmethod
     def of(cls, x: Array, y: Array) -> _Unit:
-        """Take the standard deviations of data, 1 for a constant one."""
+        """Take the mean of y and the standard deviations of x and y, 1 for constant data."""
         scale = x.std(axis=0)
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 

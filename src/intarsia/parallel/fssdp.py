@@ -294,6 +294,7 @@ class FssdpExperts(Sharded):
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
+        """Return True every `reshard` steps, if there are loads to choose new owners by."""
         interval = self.settings.reshard
         return bool(interval and self.past) and step % interval == 0
 

@@ -401,7 +401,8 @@ def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
     """
     length = devices if degree == 0 else slices_of(experts, devices) // degree
     groups = [range(first, first + length) for first in range(0, devices, length)]
-    return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")
+    one_node = torch.zeros(devices, dtype=torch.int64)  # a flat exchange does not ask for nodes
+    return swaps_of(groups, one_node, "flat")
 
 
 CARD = Card(

@@ -54,6 +54,7 @@ class ExpertQueues:
         self.came = 0
 
     def __len__(self) -> int:
+        """Return the number of requests that wait in the queues."""
         return len(self.names)
 
     def add(self, name: Hashable, expert: int) -> None:

@@ -51,7 +51,7 @@ class Eplb:
         return self.place_loads(trace.load(), topology)
 
     def place_loads(self, load: Tensor, topology: Topology) -> Placement:
-        """Do the same by the loads alone.  load: (L, E), the tokens of each layer's experts."""
+        """Copy and place experts by their loads alone.  load: (L, E), the tokens of each."""
         layers, experts = load.shape
         devices = topology.devices
         check_divides(experts + self.redundant, devices)

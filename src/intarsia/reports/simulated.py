@@ -103,16 +103,17 @@ def _subject(simulation: Simulated) -> str:
     return f"The plan {simulation.plan}{' with this placement' if placed else ''}"
 
 
-def _verdict(batch: str, before: float, line: Timeline) -> str:
-    """Return a predicate that says if a plan helps, and by how much."""
+def _verdict(tokens: str, before: float, line: Timeline) -> str:
+    """Return the end of a sentence that says if a plan helps, and by how much."""
+    # tokens: the batch in words; before: its seconds with experts in order
     after = numbers.prefixed(line.seconds, "s")
     change = line.seconds / before - 1 if before else 0.0
     if abs(change) < LEAST:
-        return f"does not help: {batch} take as long as with experts in order, {after}."
+        return f"does not help: {tokens} take as long as with experts in order, {after}."
     verb = "helps" if change < 0 else "does not help"
     amount = f"{numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
     times = f"{after} instead of {numbers.prefixed(before, 's')}"
-    return f"{verb}: {batch} take {amount} than with experts in order, {times}."
+    return f"{verb}: {tokens} take {amount} than with experts in order, {times}."
 
 
 def _even(simulation: Simulated) -> dict[str, Tensor]:

@@ -85,6 +85,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
 
     @property
     def kin(self) -> Hashable:
+        """The key of routers that pass a state on to each other: of one width of the GRU."""
         return RecurrentRouter, self.config.hidden
 
     def follow(self, first: Self, layer: int) -> None:

@@ -70,12 +70,14 @@ class BlendRun(RunOnPictures):
         return blended(logits, self.weights, self.temperatures, self.several_labels)
 
     def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        """Compute the blend of the members' logits, with an error for each unreadable picture."""
         answers = [member.logits(pictures) for member in self.members]
         # a picture that one member cannot read has no answer
         errors = {i: text for _, wrong in reversed(answers) for i, text in wrong.items()}
         return self.blend([rows for rows, _ in answers]), errors
 
     def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Compute the blend of the members' logits; return the set's labels with them."""
         answers = [member.logits_on(images) for member in self.members]
         return self.blend([logits for logits, _ in answers]), answers[0][1]
 

@@ -140,6 +140,7 @@ class LabelledRun:
         return {"set": rows.name, "n": len(rows), **scores.scores(), "classes": classes}
 
     def _part(self, data: str | None, part: str | None) -> LabelledRows:
+        """Return a part of the data, with labels numbered as in the run; see `evaluate`."""
         if data is None:
             splits = self.settings.splits()
             parts = {"train": splits.train, "test": splits.test}

@@ -131,6 +131,7 @@ COLUMNS = (
 
 
 def _line(arm: ComparedMethod, base: ComparedMethod) -> tuple[Entry, ...]:
+    """Return a method's row of the table, see COLUMNS; base: the baseline."""
     gap = None if arm is base else arm.ahead(base)
     ahead = "" if gap is None else f"{numbers.signed(100 * gap.mean)} "
     ahead += "" if gap is None else numbers.interval(gap.low, gap.high)

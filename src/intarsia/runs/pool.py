@@ -135,6 +135,7 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
+    """Run a piece of work in a slot, and hand the end of each of its trials to `put`."""
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):

@@ -128,6 +128,7 @@ class PictureRun(RunOnPictures):
 
     @torch.no_grad()
     def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        """Compute logits in one forward, NaN and an error for each picture that cannot be read."""
         transform = eval_transform(self.inputs)
         side = side_of(transform)
         ready: dict[int, Tensor] = {}
@@ -149,7 +150,7 @@ class PictureRun(RunOnPictures):
         return rows, errors
 
     def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        # in batches, in evaluation mode, on the model's own device
+        """Compute the logits (n, classes) of a set in batches; return its labels with them."""
         return predict_logits(self.model, held(images, self.inputs), batch_size=BATCH)
 
 

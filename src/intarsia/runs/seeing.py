@@ -121,6 +121,7 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
+    """Return a method's settings with the encoders that --see and --hear name."""
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):

@@ -216,6 +216,7 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
+    """Return the type of each setting of a method, by name; of the value where none is declared."""
     types = get_type_hints(type(config))
     return {
         name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))

@@ -158,6 +158,7 @@ class Kitchen:
         return dict.fromkeys(PARTS) | sets
 
     def _as_read(self, name: str) -> Any:
+        """Return a part of the data as the model reads it: pictures at its size, or texts."""
         images = self.part(name)
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
@@ -222,6 +223,7 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
+    """Check that candidates have one pretrained model and the same parts of the data."""
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

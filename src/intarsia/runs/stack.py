@@ -78,20 +78,21 @@ def stacked(
     calibration: Sequence[Batch],
     rows: Sequence[Batch],
 ) -> Measured:
-    """Apply techniques that make a model cheaper to a copy of it, and measure that copy.
+    """Put techniques on a copy of a model, which make it cheaper, and measure the copy.
 
-    settings: technique (a key of ENTRIES, as "prune") -> value, such as "0.25". rows: other
-    batches, to measure on.
+    model: with experts, left as it is. settings: technique (a key of ENTRIES, as "prune") -> value,
+    such as "0.25". calibration: batches by which the techniques choose, such as the least used
+    experts; rows: other batches, to measure on.
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))
     gated_experts(model)
     # each combination starts from the same model
-    on = Stacked(copy.deepcopy(model), calibration)
-    on.model.set_experts_implementation("eager")
+    cheaper = Stacked(copy.deepcopy(model), calibration)
+    cheaper.model.set_experts_implementation("eager")
     for name in sorted(settings, key=lambda name: ENTRIES[name].stage):
-        ENTRIES[name].carry(on, settings[name])
-    return measure(on, tuple(settings), rows)
+        ENTRIES[name].carry(cheaper, settings[name])
+    return measure(cheaper, tuple(settings), rows)
 
 
 @dataclass(frozen=True)

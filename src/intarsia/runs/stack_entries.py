@@ -37,7 +37,13 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class Stacked:
-    """A model on the way: what has been done to it, and how its experts are stored."""
+    """A copy of a model with the techniques that were put on it so far.
+
+    stored: (layer's path, name, expert) -> the tensors that are stored in place of that matrix, one
+    or two factors; format: in which they are stored, None = two bytes a number; below: router's
+    path -> ratio of gates below which a token's second expert is skipped; policy: the name of the
+    policy by which experts are loaded into memory, None = all are there.
+    """
 
     model: Any
     calibration: Sequence[Batch]
@@ -80,29 +86,32 @@ def _share(text: str) -> float:
     return share
 
 
-def _experts_left(on: Stacked, text: str) -> int:
-    first = next(iter(gated_experts(on.model).values()))
+def _experts_left(stacked: Stacked, text: str) -> int:
+    """Return how many of a layer's experts stay; text: the share to remove."""
+    first = next(iter(gated_experts(stacked.model).values()))
     return max(1, round(first.experts * (1 - _share(text))))
 
 
-def _loads_by_path(on: Stacked) -> dict[str, Tensor]:
+def _loads_by_path(stacked: Stacked) -> dict[str, Tensor]:
     """Count the calibration tokens of each expert, (E,) for each layer."""
-    inputs = expert_inputs(on.model, on.calibration)
-    return {p: inputs[p].load(layer.experts) for p, layer in gated_experts(on.model).items()}
+    inputs = expert_inputs(stacked.model, stacked.calibration)
+    return {p: inputs[p].load(layer.experts) for p, layer in gated_experts(stacked.model).items()}
 
 
-def _prune(on: Stacked, text: str) -> None:
+def _prune(stacked: Stacked, text: str) -> None:
     """Remove the least used experts of every layer."""
-    count = _experts_left(on, text)
+    count = _experts_left(stacked, text)
     # the most used experts stay, in their old order
     order = {
-        p: load.argsort(descending=True, stable=True) for p, load in _loads_by_path(on).items()
+        p: load.argsort(descending=True, stable=True) for p, load in _loads_by_path(stacked).items()
     }
-    keep_stock_experts(on.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
+    keep_stock_experts(stacked.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
 
 
-def _merge(on: Stacked, text: str) -> None:
-    merge_stock_experts(on.model, expert_inputs(on.model, on.calibration), _experts_left(on, text))
+def _merge(stacked: Stacked, text: str) -> None:
+    """Merge the experts of every layer, so that a share of them fewer is left."""
+    inputs = expert_inputs(stacked.model, stacked.calibration)
+    merge_stock_experts(stacked.model, inputs, _experts_left(stacked, text))
 
 
 def _count(text: str) -> int:
@@ -112,12 +121,12 @@ def _count(text: str) -> int:
     return count
 
 
-def _student(on: Stacked, text: str) -> None:
+def _student(stacked: Stacked, text: str) -> None:
     """Replace each layer of experts by one dense MLP, made of its most used experts."""
     count = _count(text)
-    first = next(iter(gated_experts(on.model).values()))
+    first = next(iter(gated_experts(stacked.model).values()))
     between("experts of a student", count, 1, first.experts, "For example: student:2.")
-    dense_from_most_used(on.model, _loads_by_path(on), count)
+    dense_from_most_used(stacked.model, _loads_by_path(stacked), count)
 
 
 def _quantile(text: str) -> float:
@@ -127,14 +136,14 @@ def _quantile(text: str) -> float:
     return share
 
 
-def _skip(on: Stacked, text: str) -> None:
+def _skip(stacked: Stacked, text: str) -> None:
     """Let tokens skip their second expert where its gate is small compared with the first."""
     share = _quantile(text)
-    for path, inputs in expert_inputs(on.model, on.calibration).items():
+    for path, inputs in expert_inputs(stacked.model, stacked.calibration).items():
         # g2 / g1: a token with a second gate far below its first skips the second expert
         if share and inputs.weight.shape[1] > 1:
             ratio = inputs.weight[:, 1:].sum(1) / inputs.weight[:, 0].clamp(min=1e-9)
-            on.below[path] = float(ratio.quantile(share))
+            stacked.below[path] = float(ratio.quantile(share))
 
 
 def _placement(text: str) -> str:
@@ -142,10 +151,11 @@ def _placement(text: str) -> str:
     return text
 
 
-def _place(on: Stacked, text: str) -> None:
-    """Place the experts on devices by a calibration trace; text: the engine, "home" or "stay"."""
+def _place(stacked: Stacked, text: str) -> None:
+    """Place the experts on devices by a calibration trace; text: `by` of `JointSwaps`."""
     # renaming experts moves them between devices and leaves every output as it is
-    relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
+    trace, search = trace_of(stacked, stacked.calibration), JointSwaps(_placement(text))
+    relabel(stacked.model, place(trace, DEVICES, search))
 
 
 def _energy(text: str) -> float:
@@ -155,13 +165,13 @@ def _energy(text: str) -> float:
     return energy
 
 
-def _low_rank(on: Stacked, text: str) -> None:
+def _low_rank(stacked: Stacked, text: str) -> None:
     """Replace each expert's matrix by a product U V of low rank that is smaller."""
     energy = _energy(text)
-    inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
+    inputs, stock = expert_inputs(stacked.model, stacked.calibration), gated_experts(stacked.model)
     # all inputs are taken from the model as it was, so that no factor depends on another
     factored: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
-    for path, name, expert, weight in on.matrices():
+    for path, name, expert, weight in stacked.matrices():
         x = inputs[path].of(expert)
         if name == "down_proj":
             x = hidden_of(stock[path].module, expert, x)
@@ -169,7 +179,7 @@ def _low_rank(on: Stacked, text: str) -> None:
             factored[path, name, expert] = pair
     for (path, name, expert), (u, v) in factored.items():
         getattr(stock[path].module, name).data[expert].copy_(u @ v)
-    on.stored |= factored
+    stacked.stored |= factored
 
 
 def _bits(text: str) -> int:
@@ -177,17 +187,17 @@ def _bits(text: str) -> int:
     return int(text[1:])
 
 
-def _quantise(on: Stacked, text: str) -> None:
+def _quantise(stacked: Stacked, text: str) -> None:
     """Quantise all matrices of the experts: the model computes with the decoded weights."""
     # the model computes with decoded weights, as a device that loads the format would
-    on.format = form = Absmax(_bits(text))
-    stock = gated_experts(on.model)
-    for path, name, expert, weight in on.matrices():
+    stacked.format = form = Absmax(_bits(text))
+    stock = gated_experts(stacked.model)
+    for path, name, expert, weight in stacked.matrices():
         # a factored matrix is quantised factor by factor, as it is stored
-        parts = on.stored.get((path, name, expert), (weight,))
+        parts = stacked.stored.get((path, name, expert), (weight,))
         decoded = tuple(form.decode(form.encode(w), w.shape).to(w.dtype) for w in parts)
         weight_out = decoded[0] if len(decoded) == 1 else decoded[0] @ decoded[1]
-        on.stored[path, name, expert] = tuple(w.clone() for w in parts)
+        stacked.stored[path, name, expert] = tuple(w.clone() for w in parts)
         getattr(stock[path].module, name).data[expert].copy_(weight_out)
 
 
@@ -196,8 +206,8 @@ def _policy(text: str) -> str:
     return text
 
 
-def _set_policy(on: Stacked, text: str) -> None:
-    on.policy = _policy(text)
+def _set_policy(stacked: Stacked, text: str) -> None:
+    stacked.policy = _policy(text)
 
 
 SAME = "both decide which experts are left"
@@ -242,16 +252,16 @@ ENTRIES: dict[str, StackEntry] = {
 
 
 @torch.no_grad()
-def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
+def trace_of(stacked: Stacked, rows: Sequence[Batch]) -> Trace:
     """Record which experts each token is routed to, without the experts that are skipped."""
     experts: list[Tensor] = []
-    stock = gated_experts(on.model)
+    stock = gated_experts(stacked.model)
     count = next(iter(stock.values())).experts
-    with evaluating(on.model), ExitStack() as inside:
-        inside.enter_context(skipping(on.model, on.below))
-        routes = inside.enter_context(recording(on.model)).routes
+    with evaluating(stacked.model), ExitStack() as inside:
+        inside.enter_context(skipping(stacked.model, stacked.below))
+        routes = inside.enter_context(recording(stacked.model)).routes
         for batch in rows:
-            on.model(**batch)
+            stacked.model(**batch)
             # an index beyond the last expert marks one that was skipped
             index = torch.stack([routes[path][0] for path in stock], 1)  # (T, L, k)
             experts.append(torch.where(index >= count, NONE, index))

@@ -67,24 +67,24 @@ class Measured:
         }
 
 
-def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
+def measure(stacked: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
     """Measure a model with techniques: loss, bytes, operations, cache hits, traffic, times."""
     started = time.process_time()
-    sequence_losses = losses(on.model, rows, on.below)
+    sequence_losses = losses(stacked.model, rows, stacked.below)
     cpu = time.process_time() - started
-    trace = trace_of(on, rows)
-    policy = card(on.policy or "expected").config().build(trace.layers, trace.experts)
+    trace = trace_of(stacked, rows)
+    policy = card(stacked.policy or "expected").config().build(trace.layers, trace.experts)
     # a cache with room for a quarter of all experts
     slots = max(2, round(SLOTS * trace.layers * trace.experts))
     hits = replay(demand(trace, 1), policy, slots).rate
     # simulated; the seconds of this processor are measured
     sent, seconds = _on_devices(trace)
-    exact = _offloaded_is_exact(on, rows[:1]) if on.policy else None
+    exact = _offloaded_is_exact(stacked, rows[:1]) if stacked.policy else None
     return Measured(
         names,
         sequence_losses,
-        stored_bytes(on),
-        _operations(on, trace),
+        stored_bytes(stacked),
+        _operations(stacked, trace),
         hits,
         sent,
         (seconds, cpu),
@@ -110,9 +110,9 @@ def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Ten
     return torch.cat(sequence_losses)
 
 
-def stored_bytes(on: Stacked) -> int:
+def stored_bytes(stacked: Stacked) -> int:
     """Return the bytes of the tensors in a safetensors file with every weight, routers included."""
-    return _payload(safetensors.torch.save(_tensors(on)))
+    return _payload(safetensors.torch.save(_tensors(stacked)))
 
 
 def _payload(file: bytes) -> int:
@@ -120,54 +120,55 @@ def _payload(file: bytes) -> int:
     return len(file) - 8 - int.from_bytes(file[:8], "little")
 
 
-def _tensors(on: Stacked) -> dict[str, Tensor]:
+def _tensors(stacked: Stacked) -> dict[str, Tensor]:
     """Return all tensors of the model as they would be stored, by name, to count their bytes."""
-    paths = tuple(f"{path}." for path in gated_experts(on.model))
+    paths = tuple(f"{path}." for path in gated_experts(stacked.model))
     tensors: dict[str, Tensor] = {}
-    for name, p in on.model.named_parameters():  # a tied head is named once
+    for name, p in stacked.model.named_parameters():  # a tied head is named once
         if not name.startswith(paths):
             tensors[name] = p.detach().bfloat16().contiguous()
-    for path, name, expert, weight in on.matrices():
-        for number, part in enumerate(on.stored.get((path, name, expert), (weight,))):
+    for path, name, expert, weight in stacked.matrices():
+        for number, part in enumerate(stacked.stored.get((path, name, expert), (weight,))):
             key = f"{path}.{expert}.{name}.{number}"
-            if on.format is None:
+            if stacked.format is None:
                 tensors[key] = part.bfloat16().contiguous().clone()
             else:
-                tensors |= {f"{key}.{n}": t for n, t in on.format.encode(part).items()}
+                tensors |= {f"{key}.{n}": t for n, t in stacked.format.encode(part).items()}
     return tensors
 
 
-def expected_bytes(on: Stacked) -> int:
-    """Compute the bytes of all tensors from their shapes, to check `stored_bytes`.
+def expected_bytes(stacked: Stacked) -> int:
+    """Compute the bytes of a model's tensors from their shapes, to check `stored_bytes`.
 
     Two bytes for a number, or for experts what their format states for a matrix of that shape.
     """
-    paths = tuple(f"{path}." for path in gated_experts(on.model))
+    paths = tuple(f"{path}." for path in gated_experts(stacked.model))
     total = ITEM * sum(
-        p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)
+        p.numel() for name, p in stacked.model.named_parameters() if not name.startswith(paths)
     )
-    for path, name, expert, weight in on.matrices():
-        for part in on.stored.get((path, name, expert), (weight,)):
-            total += on.format.size(part.shape) if on.format else ITEM * part.numel()
+    for path, name, expert, weight in stacked.matrices():
+        for part in stacked.stored.get((path, name, expert), (weight,)):
+            total += stacked.format.size(part.shape) if stacked.format else ITEM * part.numel()
     return total
 
 
-def _operations(on: Stacked, trace: Trace) -> float:
+def _operations(stacked: Stacked, trace: Trace) -> float:
     """Count a token's multiplications and additions: of its experts and all the rest."""
-    paths = list(gated_experts(on.model))
+    paths = list(gated_experts(stacked.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
-    words, head = (get() for get in (on.model.get_input_embeddings, on.model.get_output_embeddings))
+    model = stacked.model
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
     looked_up = None if head is not None and head.weight is words.weight else words.weight
     fixed = sum(
         p.numel()
-        for name, p in on.model.named_parameters()
+        for name, p in stacked.model.named_parameters()
         if p.dim() == 2 and p is not looked_up and not name.startswith(prefixes)
     )
     # an expert costs its stored numbers each time that a token visits it
     cost = torch.zeros(trace.layers, trace.experts, dtype=torch.float64)
-    for path, name, expert, weight in on.matrices():
-        parts = on.stored.get((path, name, expert), (weight,))
+    for path, name, expert, weight in stacked.matrices():
+        parts = stacked.stored.get((path, name, expert), (weight,))
         cost[paths.index(path), expert] += sum(part.numel() for part in parts)
     # a multiplication and an addition for each weight
     return 2 * (fixed + float((trace.load() * cost).sum()) / len(trace))
@@ -183,15 +184,15 @@ def _on_devices(trace: Trace) -> tuple[float | None, float | None]:
     return float(plan.bytes().sum()) / len(trace), simulate(plan, LINKS).seconds
 
 
-def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
+def _offloaded_is_exact(stacked: Stacked, rows: Sequence[Batch]) -> bool:
     """Return True if losses are bit-equal with a quarter of the experts in memory."""
     with tempfile.TemporaryDirectory() as folder:
-        on.model.save_pretrained(Path(folder, "model"))
-        policy = card(on.policy or "expected").config()
-        count = sum(layer.experts for layer in gated_experts(on.model).values())
+        stacked.model.save_pretrained(Path(folder, "model"))
+        policy = card(stacked.policy or "expected").config()
+        count = sum(layer.experts for layer in gated_experts(stacked.model).values())
         slots = max(2, round(SLOTS * count))
         # experts are loaded from disk as the router asks for them
         small: Any = offload(Path(folder, "model"), slots=slots, policy=policy)
-        in_memory, two = (losses(m, rows, on.below) for m in (on.model, small))
+        in_memory, two = (losses(m, rows, stacked.below) for m in (stacked.model, small))
         del small
     return torch.equal(in_memory, two)

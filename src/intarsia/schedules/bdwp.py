@@ -35,7 +35,13 @@ class LayerSchedule(Protocol):
     @property
     def layers(self) -> Sequence[str] | None: ...
 
-    def training(self, model: nn.Module) -> AbstractContextManager[Callable[[], None]]: ...
+    def training(self, model: nn.Module) -> AbstractContextManager[Callable[[], None]]:
+        """Let layers compute with other weights inside the `with` block.
+
+        The context gives a function to call after the last step, which sets the trained weights to
+        those that the forward uses.
+        """
+        ...
 
 
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
@@ -195,6 +201,7 @@ class Bdwp:
 
 
 def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    """Call a layer's forward with another weight in the place of its own."""
     # past nn.Module's checks: the weight may be a plain tensor here
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]

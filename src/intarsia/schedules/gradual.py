@@ -65,6 +65,7 @@ class Gradual(MaskSettings):
         """Check each setting, and those that depend on another.  Raises: ConfigError."""
         check(self)
         between("stop", self.stop, self.start, 1, "Try 0.6.")
+        # blocks of rows are chosen inside each layer, so that "global" is not for them
         one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:

@@ -49,14 +49,22 @@ class SparseSchedule(Protocol):
         ...
 
     @property
-    def reads_gradients(self) -> bool: ...
+    def reads_gradients(self) -> bool:
+        """True if masks change by the gradients of a step and instead of its update, as in RigL."""
+        ...
+
     @property
     def memory(self) -> float:
+        """Share of the old in the running mean of gradients that `update` gets."""
         return 0.0  # gradients of the step alone
 
-    def begin(self, weights: Weights, generator: torch.Generator) -> Partition: ...
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
+        """Choose the masks at the start of training, one part; generator: of random choices."""
+        ...
 
-    def due(self, step: int, steps: int) -> bool: ...
+    def due(self, step: int, steps: int) -> bool:
+        """Return True if the masks change at a step of so many."""
+        ...
 
     def update(
         self,
@@ -65,9 +73,12 @@ class SparseSchedule(Protocol):
         gradients: Mapping[str, Tensor],
         progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Masks: ...
+    ) -> Masks:
+        """Choose new masks, by the gradients of the step; progress: (step, number of steps)."""
+        ...
 
     def density_at(self, step: int, steps: int) -> float | None:
+        """Return the density that a step asks for; None where it stays as it is."""
         return None
 
 
@@ -180,10 +191,11 @@ class Masked:
     @torch.no_grad()
     def _mask_after_step(self, *_: Any) -> None:
         """Set weights and optimiser states outside the masks to 0 after a step."""
-        if self.entries is None:  # `entries` steps the kept weights alone
+        # with store="vectors" the optimiser has only the kept weights and their states
+        if self.entries is None:
             for name, weight in self.weights.items():
                 weight.masked_fill_(~self.kept[name], 0)
-            self._mask_states({})
+            self._mask_states({})  # none has just been grown
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:

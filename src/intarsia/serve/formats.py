@@ -91,7 +91,7 @@ class Completions:
         return choice | {"message": message}
 
     def _chunks(self, increment: Increment) -> Iterator[Json]:
-        """Yield the choices of events for an increment, one for each of its parts."""
+        """Yield the choices of the events that stream an increment, one for each of its parts."""
         logprobs = self._logprobs(increment.index, increment.tokens) if increment.tokens else None
         # the first event of a chat's choice says who speaks
         begun = increment.index in self.calls
@@ -107,7 +107,7 @@ class Completions:
             )
 
     def _chunk(self, index: int, delta: Json, logprobs: Any, finish: str | None = None) -> Json:
-        """Return the choice of an event: number, change, log-probabilities, reason of the end."""
+        """Return a streamed event's choice, as OpenAI has it; delta: what it adds to the answer."""
         choice = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         return choice | ({"delta": delta} if self.chat else delta)
 

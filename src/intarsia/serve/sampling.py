@@ -54,13 +54,13 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """True if a batch of greedy requests draws the same tokens."""
+        """True if a batch of greedy requests gives this request the tokens that it gets alone."""
         adjusted = self.bias or self.frequency or self.presence or self.top is not None
         return not (self._unusual or adjusted or self.config.do_sample)
 
     @property
     def usual(self) -> bool:
-        """True if `TokenDraw` draws the tokens of transformers' `generate`."""
+        """True if `TokenDraw` draws the tokens that transformers' `generate` would draw."""
         return self._unusual <= WARPERS
 
     @property

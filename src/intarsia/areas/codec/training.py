@@ -48,7 +48,8 @@ class PriorTraining:
     """Training of a prior, with its state; `run` continues from there.
 
     values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis; payload:
-    bits of a patch; start: see `Recombiner.train`.
+    bits of a patch in the file; steps: of the whole training; batch: signals of a step; seed: of
+    all draws; start: see `Recombiner.train`.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class PriorTraining:
         seed: int,
         start: str = "shared",
     ) -> None:
+        """Start the shared decoder and the posteriors of all signals; nothing is trained yet."""
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
-        self.budget = payload * settings.kl_bits / settings.bits  # bits of divergence
+        # bits of divergence: of the bits of a group in the file, kl_bits are divergence
+        self.budget = payload * settings.kl_bits / settings.bits
         self.levels = levels_of(settings, tiles)
         self.start = start
         self.decoder = SignalDecoder(settings, generator=generator)

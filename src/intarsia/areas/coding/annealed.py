@@ -80,12 +80,20 @@ class Annealed(
         """Build the states that the posterior ranges over."""
 
     @abc.abstractmethod
-    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+    def _joint(
+        self, params: Params, block: Samples, states: States, temperature: float = 1.0
+    ) -> Joint:
         """Compute log p(y | s) and log p(s) of each sample y and state s, a set of components."""
 
     @abc.abstractmethod
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         """Sum the statistics of the M-step over a block; q: (n, S), each state's probability."""
 
@@ -297,10 +305,10 @@ class Annealed(
             rows = slice(start, start + size)
             yield rows, data.take(rows)
 
-    def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
+    def _e_step(self, joint: Joint, temperature: float) -> tuple[Array, Array]:
         """Compute the posterior q of each sample's states, (n, S), and its log evidence, (n,)."""
-        log = joint.likelihood / heat
-        log += joint.prior / heat if self._anneals_prior else joint.prior
+        log = joint.likelihood / temperature
+        log += joint.prior / temperature if self._anneals_prior else joint.prior
         largest = log.max(axis=1, keepdims=True)
         # subtract the largest before exp: log-sum-exp without overflow
         log -= largest
@@ -313,11 +321,13 @@ class Annealed(
         self, params: Params, data: Samples, states: States, shards: RowShards, step: int
     ) -> tuple[Params, float]:
         """Do an EM step; return the parameters and the mean log evidence before it."""
-        heat, cut = self._temperature(step), self._cut(params, step)
+        temperature, cut = self._temperature(step), self._cut(params, step)
         evidence, selected = np.empty(len(data.x)), slice(None)
         if cut > 0:  # eq. 16: samples that more causes explain than a state has are left out
             for rows, block in self._blocks(data, states):
-                evidence[rows] = self._e_step(self._joint(params, block, states, heat), heat)[1]
+                evidence[rows] = self._e_step(
+                    self._joint(params, block, states, temperature), temperature
+                )[1]
             all_evidences = np.sort(shards.gather(evidence))
             selected = np.flatnonzero(
                 evidence
@@ -325,9 +335,9 @@ class Annealed(
             )
         used = data.take(selected)
         # E-step: sums over this process's samples
-        sums, evidence[selected] = self._add_up(params, used, states, heat)
+        sums, evidence[selected] = self._add_up(params, used, states, temperature)
         if not len(used.x):  # all of its samples were left out: contribute zeros
-            sums = self._add_up(params, data.take(slice(1)), states, heat)[0]
+            sums = self._add_up(params, data.take(slice(1)), states, temperature)[0]
             sums = {name: np.zeros_like(value) for name, value in sums.items()}
         sums["samples"] = np.array(float(len(used.x)))
         sums["evidence"] = np.array([evidence.sum(), len(evidence)])
@@ -342,14 +352,14 @@ class Annealed(
         return after, float(total / count)
 
     def _add_up(
-        self, params: Params, data: Samples, states: States, heat: float
+        self, params: Params, data: Samples, states: States, temperature: float
     ) -> tuple[Params, Array]:
         """Sum the M-step's statistics over all samples of this process, block by block."""
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
-            joint = self._joint(params, block, states, heat)
-            q, evidence[rows] = self._e_step(joint, heat)
-            of_block = self._sums(params, block, joint, q, states, heat)
+            joint = self._joint(params, block, states, temperature)
+            q, evidence[rows] = self._e_step(joint, temperature)
+            of_block = self._sums(params, block, joint, q, states, temperature)
             sums = {name: sums.get(name, 0.0) + value for name, value in of_block.items()}
         return sums, evidence
 

@@ -162,7 +162,9 @@ class Discrete(Truncated, abc.ABC):
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
-    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+    def _joint(
+        self, params: Params, block: Samples, states: States, temperature: float = 1.0
+    ) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each alone, and sets of candidates."""
         fit, noise, values = project(params, block), params["noise"], states.values
         # "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of a cause's m values
@@ -183,7 +185,13 @@ class Discrete(Truncated, abc.ABC):
         return Joint(zero[:, None] + gains, atoms * none + prior, candidates)
 
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         """Sum the statistics of the M-step over a block: `second_moments`, "usage", "counts"."""
         # q: (n, S), posterior of the states

@@ -182,7 +182,9 @@ class GSC(Truncated):
     def _shares(self, params: Params) -> Array:
         return params["prior"]
 
-    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+    def _joint(
+        self, params: Params, block: Samples, states: States, temperature: float = 1.0
+    ) -> Joint:
         """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates."""
         # "W" (H, D), "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" (H,) or (H, H)
         fit, noise, mu = project(params, block), params["noise"], params["mean"]
@@ -225,7 +227,13 @@ class GSC(Truncated):
         )
 
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates
         alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]

@@ -42,15 +42,15 @@ class Maximal(Truncated, abc.ABC):
         "fewer causes in few samples.",
     )
 
-    _hot: ClassVar[float]  # temperature below which the exponent rho stays constant
+    _least_temperature: ClassVar[float]  # below it the exponent rho stays constant
 
     @property
     def _anneals_prior(self) -> bool:
         return self.anneal_prior
 
-    def _rho(self, heat: float) -> float:
+    def _rho(self, temperature: float) -> float:
         """Return the exponent of the soft maximum, which grows as the temperature falls."""
-        return 1 / (1 - 1 / max(heat, self._hot))
+        return 1 / (1 - 1 / max(temperature, self._least_temperature))
 
     @abc.abstractmethod
     def _larger(self, first: Array, second: Array) -> Array:
@@ -72,7 +72,9 @@ class Maximal(Truncated, abc.ABC):
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
 
-    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+    def _joint(
+        self, params: Params, block: Samples, states: States, temperature: float = 1.0
+    ) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each alone, and sets of candidates."""
         # "W" (H, D), "noise" sigma^2, "prior" pi (1,)
         x, observed, w = block.x, block.observed, params["W"]
@@ -83,7 +85,7 @@ class Maximal(Truncated, abc.ABC):
         candidates = top_indices(-(off * mask).sum(axis=2), states.width)
         # noise-free data of all states: no cause, one cause, and several
         means = [np.zeros((n, 1, x.shape[1])), np.broadcast_to(w, (n, *w.shape))]
-        means += self._state_means(w, candidates, states, heat)
+        means += self._state_means(w, candidates, states, temperature)
         squares = [(np.square(x[:, None] - mean) * mask).sum(axis=2) for mean in means]
         far, noise = np.concatenate(squares, axis=1), params["noise"]
         rest = np.asarray(block.dims() * np.log(2 * math.pi * noise))
@@ -93,10 +95,12 @@ class Maximal(Truncated, abc.ABC):
         # parts: the squared errors (n, S) and the noise-free data of all states
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
-    def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
+    def _state_means(
+        self, w: Array, candidates: Array, states: States, temperature: float
+    ) -> list[Array]:
         """Compute the data without noise if several components are on: their maximum."""
         # w: (H, D); candidates: (n, H'), those that may be on in each of n samples
-        soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
+        soft, rho, largest = self.maximum == "soft", self._rho(temperature), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
             w = np.sign(w) * (np.abs(w) / largest) ** rho
         # for each size an array (n, K, D) of its K sets
@@ -109,7 +113,13 @@ class Maximal(Truncated, abc.ABC):
         return means
 
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
@@ -121,7 +131,7 @@ class Maximal(Truncated, abc.ABC):
             np.ones_like(block.x) if block.observed is None else block.observed.astype(np.float64)
         )
         # <A_hd> = <(|s_h W_hd| / Wbar_d)^(rho - 1)>, Wbar = (sum_h |s_h W_hd|^rho)^(1 / rho)
-        rho = self._rho(heat)
+        rho = self._rho(temperature)
         size = np.abs(params["W"]) / np.abs(params["W"]).max()
         power = size ** (rho - 1)
         # only states that matter: pairs of a sample and a state, (pairs,), and their members
@@ -191,7 +201,7 @@ class MCA(Maximal):
         least=1,
     )
 
-    _hot: ClassVar[float] = 1.05
+    _least_temperature: ClassVar[float] = 1.05
 
     def _larger(self, first: Array, second: Array) -> Array:
         return np.maximum(first, second)
@@ -226,7 +236,7 @@ class MMCA(Maximal):
     )
 
     _usual: ClassVar[tuple[int, int]] = (7, 5)
-    _hot: ClassVar[float] = 1.2
+    _least_temperature: ClassVar[float] = 1.2
 
     def _larger(self, first: Array, second: Array) -> Array:
         return np.where(np.abs(first) >= np.abs(second), first, second)

@@ -43,7 +43,9 @@ class AnnealedMixture(Annealed, abc.ABC):
         # the distances of a sample to all components, feature by feature
         return self.n_components * self.n_features_in_
 
-    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+    def _joint(
+        self, params: Params, block: Samples, states: States, temperature: float = 1.0
+    ) -> Joint:
         """Compute log p(y | h), (n, 1 + H), and log p(h), (1 + H,), of each component h."""
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component
@@ -53,7 +55,13 @@ class AnnealedMixture(Annealed, abc.ABC):
         return Joint(likelihood, prior, np.zeros((n, 1), np.int64))
 
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y."""
         # q: (n, 1 + H), posterior of the components

@@ -81,7 +81,13 @@ class MoG(AnnealedMixture):
         return densities
 
     def _sums(
-        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+        self,
+        params: Params,
+        block: Samples,
+        joint: Joint,
+        q: Array,
+        states: States,
+        temperature: float,
     ) -> Params:
         """Sum the statistics of the M-step over a block, with "second" next to the mixture's."""
         share = self._code(params, joint, q, states)
@@ -91,7 +97,7 @@ class MoG(AnnealedMixture):
             second = [r @ np.square(y) for r, y in zip(share.T, off, strict=True)]
         else:
             second = [(r[:, None] * y).T @ y for r, y in zip(share.T, off, strict=True)]
-        sums = super()._sums(params, block, joint, q, states, heat)
+        sums = super()._sums(params, block, joint, q, states, temperature)
         return sums | {"second": np.stack(second)}
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:

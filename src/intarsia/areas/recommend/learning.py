@@ -77,4 +77,5 @@ def solve_recommender(
 def _write(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
+    """Write a model as `fit_once` asks; record: unused, a recommender's folder has no record."""
     write_learned(model, folder, parts)

@@ -73,6 +73,7 @@ class OneRec(Settings):
         if not self.codes:
             raise ConfigError("codes", got="none", want="one level", fix="For example: 16,16,16")
         if self.experts > 1:
+            # built for its checks alone: `active` must fit the experts
             TopK(experts=self.experts, active=self.active)
 
     @property
@@ -271,7 +272,7 @@ class OneRecModel(Recommender):
         return scores.log_softmax(-1)
 
     def reorder(self, state: DecoderState, rows: Tensor) -> None:
-        """Let rows of the decoder's state continue others, in place.
+        """Let rows of the decoder's state go on from other rows, in place, as beam search needs it.
 
         rows: (R,), for each row the one that it continues.
         """
@@ -315,7 +316,7 @@ class OneRecModel(Recommender):
 
     @property
     def codes(self) -> np.ndarray:
-        """The ids that were learned."""
+        """The semantic ids of the items, as they were learned."""
         return self.ids.codes_
 
     def session(

@@ -215,7 +215,7 @@ class Recommender(nn.Module, abc.ABC):
           none.
         """
         scores = self(x).clone()
-        scores[:, 0] = -torch.inf
+        scores[:, 0] = -torch.inf  # 0 is no item
         if hidden is not None:
             scores = scores.masked_fill(hidden, -torch.inf)
         return scores.topk(min(k, scores.shape[1] - 1)).indices

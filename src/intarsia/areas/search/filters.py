@@ -39,6 +39,7 @@ class Condition(NamedTuple):
         return any(self._compares(value, self.sign) for value in values)
 
     def _compares(self, value: Any, sign: str) -> bool:
+        """Return True if a document's value passes the filter; sign: "=", "<", ..."""
         wanted, got = _number(self.value), _number(value)
         if wanted is not None and got is not None:
             return SIGNS[sign](got, wanted)

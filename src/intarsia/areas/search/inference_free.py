@@ -218,7 +218,7 @@ class WeightedFlops(nn.Module):
         self.places = places
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Compute the penalty, ().  embeddings: (places x queries, V), place by place."""
+        """Compute the penalty, ().  embeddings: (places x queries, V): answers, then negatives."""
         mean = embeddings.abs().unflatten(0, (self.places, -1)).mean(1)  # (places, V)
         return (self.weights * mean.square()).sum()
 

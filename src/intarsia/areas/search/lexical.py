@@ -87,7 +87,7 @@ class Stems:
         return cls(names, merge_postings(counts, alive, numbers, len(names)))
 
     def encode(self) -> dict[str, Array]:
-        """Return the arrays to write, without the names."""
+        """Return the arrays of `counts` to write into a file; `names` are written elsewhere."""
         return {f"stems.{n}": array for n, array in self.counts.encode(COUNTS).items()}
 
     @classmethod

@@ -86,10 +86,12 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
-        """Build an index of documents that are ranked by BM25 alone, or start one of a model."""
+        """Build an index of documents for BM25 alone, or with query weights an empty one."""
         reader = StemsAlone()
-        queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
-        if queries is reader.queries:
+        if isinstance(docs, QueryWeights):
+            queries, texts = docs, ()
+        else:
+            queries, texts = reader.queries, docs
             lexical = by_stems_alone(lexical)
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
@@ -209,6 +211,7 @@ class SparseIndex:
     def _encoded(
         self, encoder: DocumentEncoder, documents: Sequence[Document], texts: bool
     ) -> Segment:
+        """Encode documents as a segment of their own; texts: whether it stores their texts."""
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
             got = f"{encoder.name} ({encoder.digest[:12]})"
             fix = "Encode with that model, or build an index of its own."
@@ -248,6 +251,7 @@ class SparseIndex:
         return Postings.decode(lists.encode(self.stored), lists.count)
 
     def _add(self, segment: Segment) -> None:
+        """Put a segment behind the others, and its ids among the known ones."""
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
@@ -384,6 +388,7 @@ class SparseIndex:
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, best_of: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
+        """Return the k best hits; best_of: (numbers, scores) of each segment's best documents."""
         hits = list[Hit]()
         for segment, (numbers, scores) in zip(self.segments, best_of, strict=True):
             for number, score in zip(map(int, numbers), scores.tolist(), strict=True):

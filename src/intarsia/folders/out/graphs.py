@@ -76,7 +76,7 @@ class Graph:
         return tuple(torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1) for batch in self.batches)
 
     def any_batch(self) -> dict[str, Any]:
-        """Return the shapes that stay open, by the names of `forward`'s parameters."""
+        """Return torch.export's `dynamic_shapes`: parameter of `forward` -> a batch of any size."""
         shape = {0: torch.export.Dim("batch")}
         return {"pixels": (shape,) * len(self.batches)} if self.blend else {"images": shape}
 

@@ -229,6 +229,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     finally:
         for hook in hooks:
             hook.remove()
+    # a module that is called twice in a forward has two outputs: which one to cache is not clear
     repeated = {id(m) for n, (m, *_) in enumerate(calls) if any(m is c.module for c in calls[:n])}
     return [call for call in calls if id(call.module) not in repeated]
 

@@ -109,10 +109,10 @@ def _plain_lora_config(
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
     """Return this library's config for an adapter that is plain LoRA; None for any other."""
+    # left_out: settings that PEFT's config has no place for; None in files of PEFT's own
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)
-        # settings of no place in PEFT's config: with the weights or, in PEFT's own files, nowhere
         if left_out is None:
             return plain_config(model, stored, weights)
         _check_config(folder, stored)
@@ -177,6 +177,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
+    """Check that a head was trained for the expected classes; None = not known, not checked."""
     if expected is None or stored is None or list(stored) == list(expected):
         return
     subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."

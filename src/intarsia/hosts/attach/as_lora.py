@@ -136,6 +136,7 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
 
 
 def _model_and_name(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
+    """Return the adapted model and the adapter's name; of: None = the only active one."""
     active = list(model.active_adapters) if is_adapted(model) else []
     names = list(model.peft_config) if is_adapted(model) else []
     if of is None and len(active) == 1:

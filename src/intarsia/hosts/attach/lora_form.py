@@ -58,7 +58,8 @@ def is_plain_lora(model: nn.Module, name: str) -> bool:
     """Return True if PEFT's own LoRA can express an adapter: all its layers are plain LoRA."""
     configs, modules = cast(Any, model.peft_config), model.modules()
     layers: list[Any] = [m for m in modules if name in getattr(m, "intarsia_cells", ())]
-    # a single layer with more than LoRA, and PEFT could not read the folder
+    # PEFT could not read the folder if a single layer had more than LoRA. A site of ("parallel",
+    # "last") adds to its layer's output, the channels of which are the last axis.
     return configs[name].method == "lora" and all(
         type(layer.intarsia_cells[name]) is LoraCell
         and isinstance(unwrapped(layer), nn.Linear)

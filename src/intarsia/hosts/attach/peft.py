@@ -392,7 +392,7 @@ class IntarsiaModel(BaseTuner):
             if isinstance(module, IntarsiaLayer):
                 for name in names:
                     if name in module.intarsia_cells and name not in module.merged_adapters:
-                        module.delta(name)
+                        module.delta(name)  # raises where there is no change to merge
                         self._check_own(module)
 
     def _check_own(self, layer: IntarsiaLayer) -> None:

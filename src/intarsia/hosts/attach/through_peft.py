@@ -198,6 +198,7 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
+    """Return the paths of the layers to adapt; from then on the model calls each of them."""
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(

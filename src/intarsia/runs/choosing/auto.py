@@ -224,6 +224,7 @@ def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
     """Read the pictures and prepare the search: methods, sizes of pictures in px, and folds."""
+    # running: where and how the trainings run, as keywords of `Folded`
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures

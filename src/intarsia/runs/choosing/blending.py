@@ -116,7 +116,11 @@ def with_probe(
 def ways(
     one: bool, probes: Collection[int] = (), affords: Affords = lambda _: True
 ) -> tuple[Choose, ...]:
-    """Return the ways to choose: the best candidate and, unless one is wanted, a blend."""
+    """Return the ways to choose: the best candidate and, unless `one` is wanted, a blend.
+
+    With a blend allowed, both ways give the best probe a share of the choice, see `with_probe`.
+    one: take no blend; probes: positions of the converged probes; affords: see `greedy`.
+    """
     if one:
         return (best_single,)
     blend: Choose = partial(greedy, affords=affords)

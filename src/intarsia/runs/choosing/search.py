@@ -205,6 +205,7 @@ class Search:
         epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
 
         def look(epochs: int) -> list[Candidate]:
+            """List the first method of every place, then every second one, and so on."""
             starts = [(view, view.start.changed(epochs=epochs)) for view in self.places]
             longest = max((len(view.arms) for view in self.places), default=0)
             return [
@@ -335,6 +336,7 @@ class Search:
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
         """Decide whether there is time to train a candidate, and then the final choice."""
+        # parts: how many folds it is to be trained without, in all, those that are done included
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
         # The last fits may be of the present choice, or of this candidate alone; a blend of both

@@ -277,13 +277,9 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
         for stop in stops:
             module_forward = stop.block.forward
             replaced = stop.block.__dict__.get("forward")
-            stop.block.forward = _bind_forward(forward, stop, module_forward)  # type: ignore[method-assign]
+            stop.block.forward = partial(forward, stop, module_forward)  # type: ignore[method-assign]
             stack.callback(_restore_forward, stop.block, replaced)
         yield calls
-
-
-def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 
 def _restore_forward(block: nn.Module, replaced: Any) -> None:

@@ -153,16 +153,20 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 def _steps_of(
     cluster: Cluster, forms: Forms, codings: Codings | None
 ) -> list[tuple[DenseStep, ProgramStep]]:
+    """Turn each layer of a cluster into a step; codings: of the values in int8, None = float32."""
     if codings is None:
         return [(layer, step_of(layer, forms.get(key_of(layer)))) for layer in cluster.layers]
-    with_form = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
-    rows = {number: form.rows for number, form in with_form.items()}
-    return [
-        (layer, replace(step, weights=_with_planned_columns(dict(step.weights), form)))
-        if (form := with_form.get(layer.dst)) is not None and "channels" in step.weights
-        else (layer, step)
-        for layer, step in coded_steps(cluster, codings, rows)
-    ]
+    # a layer is named by the value that it writes
+    form_of = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
+    rows = {value: form.rows for value, form in form_of.items()}
+    steps: list[tuple[DenseStep, ProgramStep]] = []
+    for layer, step in coded_steps(cluster, codings, rows):
+        form = form_of.get(layer.dst)
+        # a weight that is stored by blocks gets the number of them that the plan counted
+        if form is not None and "channels" in step.weights:
+            step = replace(step, weights=_with_planned_columns(dict(step.weights), form))
+        steps.append((layer, step))
+    return steps
 
 
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
@@ -182,6 +186,7 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
 
 
 def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
+    """Return stored blocks, or as many empty ones as planned, which loaded weights will fill."""
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
     name = "codes" if "codes" in stored else "values"

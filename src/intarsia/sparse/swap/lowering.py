@@ -71,11 +71,11 @@ class Cluster:
     kxk: bool = True
 
     def is_vector(self, node: fx.Node) -> bool:
-        """Return True if a layer of this run computes the node, as a vector for each picture."""
+        """Return True if a layer of this cluster computes the node, one vector for each picture."""
         return node in self.values and self.values[node] in self.vectors
 
     def outputs(self) -> dict[fx.Node, int]:
-        """Return the nodes of this run of layers that other nodes read -> their numbers."""
+        """Return the nodes of this cluster that others read -> the numbers of their values."""
         return {
             node: value
             for node, value in self.values.items()
@@ -83,7 +83,7 @@ class Cluster:
         }
 
     def new(self) -> int:
-        """Return the number of a new value."""
+        """Number a new value, and return its number."""
         self.count += 1
         return self.count - 1
 

@@ -111,21 +111,22 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
         cast(Any, student).feature_info = info[: len(numbers)]
 
 
-def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
-    """Record in a student the new paths of its mixtures, after blocks were dropped."""
+def _record_mixtures(student: nn.Module, new_block_paths: dict[str, str]) -> None:
+    """Record where a student's mixtures are now; new_block_paths: old path of a block -> new."""
     if (places := places_in(student)) is None:
         return
-    owners = [next((b for b in new_paths if inside(path, b)), None) for path in places.paths]
     # block of the student around each mixture; None for those that were dropped
+    owners = [next((b for b in new_block_paths if inside(path, b)), None) for path in places.paths]
     kept_mixtures = [i for i, block in enumerate(owners) if block is not None]
     paths = tuple(
-        f"{new_paths[block]}{path.removeprefix(block)}"
+        f"{new_block_paths[block]}{path.removeprefix(block)}"
         for path, block in zip(places.paths, owners, strict=True)
         if block is not None
     )
     experts, parts = (
         tuple(numbers[i] for i in kept_mixtures) for numbers in (places.experts, places.parts)
     )
+    # elsewhere=True: blocks are missing, so that this is no longer the dense model of the upcycling
     move_places(student, MixturePlaces(paths, experts, parts), elsewhere=True)
     if not kept_mixtures:
         unwatch(student, all=True)

@@ -82,11 +82,12 @@ class Pairs(Task):
         """Compute InfoNCE in both directions, with the other pairs of a group as negatives."""
         # output: (2B, d), vectors of the queries, then of the documents
         total = output.new_zeros(())
-        for near in self._groups(output):
+        for similarity in self._groups(output):
             # the right document of query i is document i of its group
-            index = torch.arange(len(near), device=near.device)
-            by_query, by_document = F.cross_entropy(near, index), F.cross_entropy(near.T, index)
-            total = total + (by_query + by_document) / 2 * (len(near) / len(target))
+            index = torch.arange(len(similarity), device=similarity.device)
+            by_query = F.cross_entropy(similarity, index)
+            by_document = F.cross_entropy(similarity.T, index)
+            total = total + (by_query + by_document) / 2 * (len(similarity) / len(target))
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
