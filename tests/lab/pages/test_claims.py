@@ -104,7 +104,7 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
         "The paper: +7 points; a large carpet (table 1).",
         "In the unit of ours: 0.7; as a share.",
         "It is a variant, a simulation or a part of it; 0 designs, 0 bars, 0 figures so far.",
-        "The best arm of its table: ours, 0.6.",
+        "- **Best of its table** (score; higher is better): its own arm, first of 2, 0.6",
         "It has no trivial arm (chance); no arm that must lose, or means that reaches the bar",
         "[record](claims/toy.json) · `intarsia reproduce toy`, 1 minutes",
     ):
@@ -118,6 +118,7 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
         "- **The same in our unit:** 0.7 blocks; as a share.",
         "- **Here, in place of that:** blocks on a carpet; it is a variant",
         "- **Compared with:** theirs.",
+        "- **Best of its table** (score; higher is better): its own arm, first of 2, 0.6",
         "- **Run it again:** `intarsia reproduce toy`, 1 minute on two cores, with [",
         "- No control: A toy.",
     )
