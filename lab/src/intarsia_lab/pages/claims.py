@@ -70,15 +70,17 @@ and its date, which stand on the paper's page.
 UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 STALE = """A verdict is counted for the code that it was measured with. What was measured before
 the code changed, or with uncommitted changes (a "+" behind the commit), *waits for a run*; its row
-below keeps its last verdict and figure, and says *of older code*.
+below keeps its last verdict and figure in grey, such as <span class="verdict older">held, of older
+code</span>.
 """
 WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
     **{word: (word, word) for word in (NOT_REPRODUCED, "not decided", "void", "withdrawn")},
-    WAITING: ("to rerun", "to rerun"),
+    WAITING: (WAITING, "wait for a run"),
 }
+PAST = {"holds": "held", "fails": "failed", NOT_REPRODUCED: "was not reproduced at this scale"}
 
 
 def write_all(page: Path) -> None:
@@ -153,7 +155,7 @@ def _scoreboard(
     headlines = {name: studies[0] for name, studies in papers.items() if name != OF_NO_PAPER}
     rows: list[dict[str, str]] = []
     for name, studies in papers.items():
-        holding = [_word(records.get(s.key)) for s in studies].count("holds")
+        holding = [_counted(records.get(s.key)) for s in studies].count("holds")
         row = {
             "paper": f"[{name}]({folder}/{page_name(name)}.md)<br>"
             f"holds: {holding} of {plural(len(studies), 'claim')}"
@@ -244,7 +246,10 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
         f"{variant.total()} a part of it ({_listed(variant)})",
         f"{check.total()} checks",
     ]
-    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", STALE]
+    # as the rows of the papers count them: with those that are no headline
+    everything = Counter(_counted(records.get(study.key)) for study in studies)
+    total = f"Of all {plural(len(studies), 'claim')}: {_listed(everything)}."
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", total, "", STALE]
 
 
 def _counted(record: Record | None) -> str:
@@ -412,9 +417,14 @@ def _word(record: Record | None) -> str:
 
 
 def _badge(record: Record | None) -> str:
-    """Return a record's verdict as HTML that the page colours."""
+    """Return a record's verdict as HTML that the page colours; grey where it is not counted."""
     word = _word(record)
-    return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
+    name, counted = word.replace(" ", "-"), _counted(record)
+    if record is None or counted == word:
+        return f'<span class="verdict {name}">{word}</span>'
+    # what was measured with other code is told in the past, so that no colour counts it
+    code = "of older code" if record.older else "of uncommitted code"
+    return f'<span class="verdict older">{PAST.get(word, word)}, {code}</span>'
 
 
 def _cost(study: Study, record: Record) -> str:
