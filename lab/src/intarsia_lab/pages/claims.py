@@ -42,8 +42,8 @@ hide: [toc]
 The headline of each paper as the smallest honest experiment, run on two processor cores.
 """
 RULES = """[A row for each paper](#a-row-for-each-paper) has what was measured next to the paper's
-own figure. A verdict compares an interval, at first the 95 % one, with every bar that the figure ever had, which the
-paper's page lists, oldest first:
+own figure. A verdict compares an interval, at first the 95 % one, with every bar that the figure
+ever had, which the paper's page lists, oldest first:
 
 - <span class="verdict holds">holds</span> the whole 95 % interval lies on the bar's side;
 - <span class="verdict not-reproduced-at-this-scale">not reproduced at this scale</span> the whole
