@@ -296,3 +296,22 @@ def test_figures_of_the_areas_are_those_of_the_records():
     both = shares[f"{eight}, T = 2,048, forward + backward / grouped_mm"]
     forward = shares[f"{many}, T = 2,048, forward / grouped_mm"]
     assert f"| {both} of its time |" in mixtures and f"| {forward} of its time" in mixtures
+
+
+def test_every_undecided_record_has_a_few_words_and_an_interval_that_says_so():
+    lines = bars.read_bars(PUBLISHED)
+    for study in claims():
+        record = (
+            ledger.read(PUBLISHED / f"{study.key}.json")
+            if (PUBLISHED / f"{study.key}.json").is_file()
+            else None
+        )
+        if record is None or record.verdict != "not decided":
+            continue
+        words = verdicts.briefly(record.reason)
+        assert words, record.key
+        # where the bar is said to lie inside, it lies inside the interval that judged
+        if words in ("bar inside the interval", "inside the interval of a later look"):
+            low, high = verdicts.interval_of(study, record.result, record.seeds, lines)
+            ends = (-study.target, study.target) if study.sense == "within" else (study.target,)
+            assert any(low <= end <= high for end in ends), record.key

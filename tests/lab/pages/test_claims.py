@@ -74,14 +74,15 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     headline = a_claim(0.6, effect=Effect(0.7, "table 1"), **HEADLINE)
     board, page = written(headline, a_claim(0.4, key="toy-small"))
     row = next(line for line in board.splitlines() if line.startswith("| [Toys]"))
-    assert "(claims/toys.md)" in row and ">holds<" in row and "holds: 1 of 2 claims" in row
+    assert "(claims/toys.md)" in row and "holds: 0 of 2 claims" in row
+    assert '<span class="verdict older">held, of ' in row
     # a sentence, both figures with their unit and conditions
     assert "| Ours is better. *A variant, a simulation or a part of it.* |" in row
     assert "| 0.600 [0.600, 0.600] blocks; target >= 0.5 | 0.7 blocks; table 1. |" in row
     # a toy has no clean commit: nothing is counted
     assert "| waits for a run | 0 | 1 | 0 |" in board
-    assert "1 a part of it (1 to rerun)" in board
-    assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
+    assert "1 a part of it (1 waits for a run)" in board
+    assert "## toy\n" in page and "## toy-small\n" in page and ">failed, of " in page
     paper_line = "- **The paper:** 0.7 blocks; table 1."
     assert paper_line in page and "- **Here:** blocks on a carpet; it is a variant" in page
     assert "0.600 [0.600, 0.600] blocks, target" in page
@@ -104,7 +105,7 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
         "The paper: +7 points; a large carpet (table 1).",
         "In the unit of ours: 0.7; as a share.",
         "It is a variant, a simulation or a part of it; 0 designs, 0 bars, 0 figures so far.",
-        "The best arm of its table: ours, 0.6.",
+        "- **Best of its table** (score; higher is better): its own arm, first of 2, 0.6",
         "It has no trivial arm (chance); no arm that must lose, or means that reaches the bar",
         "[record](claims/toy.json) · `intarsia reproduce toy`, 1 minutes",
     ):
@@ -118,6 +119,7 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
         "- **The same in our unit:** 0.7 blocks; as a share.",
         "- **Here, in place of that:** blocks on a carpet; it is a variant",
         "- **Compared with:** theirs.",
+        "- **Best of its table** (score; higher is better): its own arm, first of 2, 0.6",
         "- **Run it again:** `intarsia reproduce toy`, 1 minute on two cores, with [",
         "- No control: A toy.",
     )
@@ -178,7 +180,7 @@ def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
 def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), code="before")
-    assert ledger.OLDER in board and page.count(ledger.OLDER) == 1
+    assert "held, of older code<" in board and ">holds</span> 0.6" not in board + page
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), target=">= 0.4")
     assert "Its target was >= 0.4 when it was run." in page
 
@@ -223,10 +225,30 @@ def test_rows_without_some_of_the_keys_have_empty_cells() -> None:
     assert not pages.markdown([])
 
 
+def test_only_what_is_counted_looks_and_counts_as_a_verdict(
+    written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "code_of", lambda key: "now")
+    effect = UnknownEffect("It was not found.")
+    studies = (a_claim(0.6, effect=effect, **HEADLINE), a_claim(0.6, key="toy-small"))
+    for code, commit, holding in (("now", "abc", 2), ("before", "abc", 0), ("now", "abc+", 0)):
+        board, page = written(*studies, code=code, commit=commit)
+        assert f"holds: {holding} of 2 claims" in board
+        row = next(line for line in board.splitlines() if line.startswith("| [Toys]"))
+        assert (
+            ('class="verdict holds">holds<' in row)
+            == ('">holds</span> 0.6' in page)
+            == (holding > 0)
+        )
+        counted = "2 hold" if holding else "2 wait for a run"
+        assert f"Of all 2 claims: {counted}." in board
+
+
 def lasting(text: str) -> str:
     """Return a page without what depends on the code of today: marks of older code, and counts."""
     counts = rf"{pages.COUNTED}: .*|\| (?:{'|'.join(pages.IN_WORDS)}) \|.*"
-    return re.sub(counts, "", text.replace(ledger.OLDER, ""))
+    badges = r'<span class="verdict [^<]*</span>|holds: \d+ of|Of all \d+ claims: .*'
+    return re.sub(f"{counts}|{badges}", "", text.replace(ledger.OLDER, ""))
 
 
 def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:

@@ -63,6 +63,44 @@ def standing_of(
     return Standing(word, f"{fresh.sentence}{at_level}{reason}".strip())
 
 
+def interval_of(
+    study: Study, result: Result, seeds: Sequence[int], lines: Sequence[Line]
+) -> tuple[float, float]:
+    """Return the interval that decides: of fresh seeds alone, at the level of its look.
+
+    It is the result's own where nothing of it is new, see `standing_of` for the arguments.
+    """
+    fresh = _evidence(study, result, seeds, of_claim(lines, study.key, "run"))
+    if isinstance(fresh, Standing):
+        return result.interval
+    return _at_look(study, fresh.result, fresh.look).interval
+
+
+# a phrase of a reason, and the few words that stand next to the verdict; the first one counts
+BRIEFLY = {
+    "Its bar was moved": "bar moved",
+    "Its seeds were seen": "seeds seen",
+    "An earlier run of the same seeds": "a rerun changed the word",
+    "no arm that must lose": "no arm that must lose",
+    "no strong cheap arm": "no strong cheap arm",
+    "no trivial arm": "no trivial arm",
+    "an interval that leaves out": "test items not in its interval",
+    "no rate that each arm chose": "one rate for all arms",
+    "Only the worst of its comparisons": "no interval of all comparisons",
+    "inside the wider interval": "inside the interval of a later look",
+    "A single value": "a single value",
+    "The figure, the worst of several": "the worst of several",
+    "The target lies inside": "bar inside the interval",
+    "No rate of its own": "no rate of its own",
+    "control failed": "control failed",
+}
+
+
+def briefly(reason: str) -> str:
+    """Return the reason of a verdict in a few words; "" for one that has none."""
+    return next((words for phrase, words in BRIEFLY.items() if phrase in reason), "")
+
+
 class _Evidence(NamedTuple):
     """The part of a result that no earlier design had, in words, too, and which look it is."""
 

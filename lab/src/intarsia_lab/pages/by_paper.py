@@ -13,8 +13,9 @@ from ..claims.ledger import COMMAND, Record
 from ..claims.many import on_one_side
 from ..claims.papers import PAPERS
 from ..claims.standing import CHECK, class_of
-from ..claims.verdicts import design_of, lacking
+from ..claims.verdicts import lacking
 from ..kit import Effect, Study, UnknownEffect
+from .best_rows import best_line
 
 CODE = "lab/src/intarsia_lab/claims"  # in the repository
 
@@ -37,7 +38,7 @@ def entry(study: Study, record: Record | None, figure: str, bars: Sequence[Line]
         lines += [f"- In the unit of ours: {effect.value:g}; {effect.source}."]
     lines += [f"- It is {class_of(study.key)}; {so_far(study.key, bars)} so far."]
     if record is not None:
-        lines += [*_best(study, record), *lacks(study, record)]
+        lines += [*best_line(study, record.table), *lacks(study, record)]
     # code, record, command: the page of the paper has the rest
     links = [f"`{CODE}/{ledger.file_of(study.key)}`" if ledger.file_of(study.key) else ""]
     links += [f"[record](claims/{study.key}.json)" if record is not None else ""]
@@ -60,6 +61,7 @@ def facts(study: Study, record: Record | None) -> list[str]:
     work = f"{study.work}; it is " if study.work else "it is "
     lines += [f"- **{experiment}:** {work}{class_of(study.key)}."]
     lines += [f"- **Compared with:** {study.baseline}."]
+    lines += [] if record is None else best_line(study, record.table)
     if study.scale and (record is None or record.verdict != "holds"):
         lines += [f"- **What would decide it:** {study.scale}"]
     again = f"`{COMMAND} {study.key}`, {plural(math.ceil(study.minutes), 'minute')} on two cores"
@@ -90,16 +92,6 @@ def lacks(study: Study, record: Record) -> list[str]:
     """
     parts = [] if "; it has " in record.reason else lacking(study, record.result)
     return [f"- It has {'; '.join(parts)}."] if parts else []
-
-
-def _best(study: Study, record: Record) -> list[str]:
-    """Return which arm of a headline's table would have won, as the lines of a list."""
-    # fewer than two arms in the table have no winner
-    design = design_of(study)
-    winner = None if design is None else design.winner(record.table)
-    if winner is None:
-        return []
-    return [f"- The best arm of its table: {winner.name}, {winner.figure(record.table):.4g}."]
 
 
 def many(headlines: Sequence[Study], records: Mapping[str, Record]) -> list[str]:

@@ -20,7 +20,7 @@ from ..claims import ledger
 from ..claims.bars import Line, of_claim, read_bars
 from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
 from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
-from ..claims.verdicts import NOT_REPRODUCED
+from ..claims.verdicts import NOT_REPRODUCED, briefly, interval_of
 from ..kit import Effect, FixedRate, NoControl, Study
 from .by_paper import entry, facts, lacks, many, own, so_far
 from .evidence_plot import EvidenceRow, evidence_plot
@@ -42,14 +42,15 @@ hide: [toc]
 The headline of each paper as the smallest honest experiment, run on two processor cores.
 """
 RULES = """[A row for each paper](#a-row-for-each-paper) has what was measured next to the paper's
-own figure. A verdict compares the 95 % interval with every bar that the figure ever had, which the
-paper's page lists, oldest first:
+own figure. A verdict compares an interval, at first the 95 % one, with every bar that the figure
+ever had, which the paper's page lists, oldest first:
 
 - <span class="verdict holds">holds</span> the whole 95 % interval lies on the bar's side;
 - <span class="verdict not-reproduced-at-this-scale">not reproduced at this scale</span> the whole
   interval lies on the other side, and model, length, data or machine are not the paper's;
 - <span class="verdict fails">fails</span> the same in the paper's own regime, or of a check;
-- <span class="verdict not-decided">not decided</span> the bar lies inside the interval, it was
+- <span class="verdict not-decided">not decided</span> for the reason behind it: the bar lies inside
+  the interval that judges, which is printed where it is another one than the figure's; it was
   moved, the seeds were seen by an earlier design, or the headline lacks what the rules want: a
   trivial and a strong cheap arm in its table, an arm that must lose, its test items in the
   interval, a rate that each arm chose;
@@ -70,15 +71,17 @@ and its date, which stand on the paper's page.
 UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 STALE = """A verdict is counted for the code that it was measured with. What was measured before
 the code changed, or with uncommitted changes (a "+" behind the commit), *waits for a run*; its row
-below keeps its last verdict and figure, and says *of older code*.
+below keeps its last verdict and figure in grey, such as <span class="verdict older">held, of older
+code</span>.
 """
 WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
     **{word: (word, word) for word in (NOT_REPRODUCED, "not decided", "void", "withdrawn")},
-    WAITING: ("to rerun", "to rerun"),
+    WAITING: (WAITING, "wait for a run"),
 }
+PAST = {"holds": "held", "fails": "failed", NOT_REPRODUCED: "was not reproduced at this scale"}
 
 
 def write_all(page: Path) -> None:
@@ -153,13 +156,13 @@ def _scoreboard(
     headlines = {name: studies[0] for name, studies in papers.items() if name != OF_NO_PAPER}
     rows: list[dict[str, str]] = []
     for name, studies in papers.items():
-        holding = [_word(records.get(s.key)) for s in studies].count("holds")
+        holding = [_counted(records.get(s.key)) for s in studies].count("holds")
         row = {
             "paper": f"[{name}]({folder}/{page_name(name)}.md)<br>"
             f"holds: {holding} of {plural(len(studies), 'claim')}"
         }
         if name in headlines:
-            row |= _board_row(headlines[name], records.get(headlines[name].key))
+            row |= _board_row(headlines[name], records.get(headlines[name].key), bars)
         rows.append(row)
     # headlines alone: a paper's other claims have other units
     plot = [_plotted(s, records.get(s.key)) for s in headlines.values()]
@@ -195,14 +198,15 @@ def _scoreboard(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _board_row(study: Study, record: Record | None) -> dict[str, str]:
+def _board_row(study: Study, record: Record | None, bars: Sequence[Line]) -> dict[str, str]:
     """Return a headline's columns of the scoreboard: claim, verdict, both figures and the date."""
     sentence = NUMBERED.sub(_without_number, study.sentence)
     measured = "not run" if record is None else f"{_interval(record)} {study.unit}"
+    measured += f"; target {study.bound}{_judged_by(study, record, bars)}"
     return {
         "claim": f"{sentence} *{class_of(study.key).capitalize()}.*",
-        "verdict": _badge(record),
-        "here [95 % interval]": f"{measured}; target {study.bound}",
+        "verdict": _badge(record) + _because(record),
+        "here [95 % interval]": measured,
         "the paper's own": own(study),
         "run": "" if record is None else record.date + OLDER * record.older,
     }
@@ -244,7 +248,10 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
         f"{variant.total()} a part of it ({_listed(variant)})",
         f"{check.total()} checks",
     ]
-    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", STALE]
+    # as the rows of the papers count them: with those that are no headline
+    everything = Counter(_counted(records.get(study.key)) for study in studies)
+    total = f"Of all {plural(len(studies), 'claim')}: {_listed(everything)}."
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", total, "", STALE]
 
 
 def _counted(record: Record | None) -> str:
@@ -294,7 +301,7 @@ def _paper_page(
         lines += table
     printed: dict[str, str] = {}
     for study in studies:
-        lines += _section(study, records.get(study.key), printed)
+        lines += _section(study, records.get(study.key), printed, bars)
         lines += _history(study.key, bars)
         # the headline first: it is what most readers came for
         if study.system and len(studies) > 1:
@@ -302,7 +309,9 @@ def _paper_page(
     return "\n".join(lines) + "\n"
 
 
-def _section(study: Study, record: Record | None, printed: dict[str, str]) -> list[str]:
+def _section(
+    study: Study, record: Record | None, printed: dict[str, str], bars: Sequence[Line]
+) -> list[str]:
     """Return the Markdown section of a claim: its sentence, both figures, run, design and table.
 
     printed: the tables of the page so far and their claims; it receives this one's.
@@ -311,7 +320,13 @@ def _section(study: Study, record: Record | None, printed: dict[str, str]) -> li
     if record is None:
         return [*lines, "Not run yet.", "", *facts(study, record), "", *_design(study, record)]
     figure = " ".join(filter(None, (_interval(record), study.unit)))
-    lines += [f"{_badge(record)} {figure}, target {study.bound}.", "", *facts(study, record), ""]
+    by = _judged_by(study, record, bars)
+    lines += [
+        f"{_badge(record)}{_because(record)} {figure}, target {study.bound}{by}.",
+        "",
+        *facts(study, record),
+        "",
+    ]
     lines += [f"{record.reason}", ""] if record.reason else []
     place = f" at commit `{record.commit}`" if record.commit else ""
     place += UNCOMMITTED if record.commit and not record.clean else ""
@@ -412,9 +427,32 @@ def _word(record: Record | None) -> str:
 
 
 def _badge(record: Record | None) -> str:
-    """Return a record's verdict as HTML that the page colours."""
+    """Return a record's verdict as HTML that the page colours; grey where it is not counted."""
     word = _word(record)
-    return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
+    name, counted = word.replace(" ", "-"), _counted(record)
+    if record is None or counted == word:
+        return f'<span class="verdict {name}">{word}</span>'
+    # what was measured with other code is told in the past, so that no colour counts it
+    code = "of older code" if record.older else "of uncommitted code"
+    return f'<span class="verdict older">{PAST.get(word, word)}, {code}</span>'
+
+
+def _because(record: Record | None) -> str:
+    """Return why a figure decides nothing, in a few words behind its badge."""
+    if record is None or record.verdict not in ("not decided", "void"):
+        return ""
+    words = briefly(record.reason)
+    return f" ({words})" if words else ""
+
+
+def _judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str:
+    """Return the interval that decided, where it is another one than is printed."""
+    if record is None or record.interval is None or record.verdict in ("withdrawn", "void"):
+        return ""
+    ends = interval_of(study, record.result, record.seeds, bars)
+    if all(map(math.isclose, ends, record.interval)):
+        return ""
+    return f"; judged by [{ends[0]:.3f}, {ends[1]:.3f}]".replace("inf", "∞")
 
 
 def _cost(study: Study, record: Record) -> str:
