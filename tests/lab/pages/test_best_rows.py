@@ -22,8 +22,8 @@ def of_one_place(study: Any) -> bool:
     design = design_of(study)
     assert design is not None
     arms = [tuple(str(row.get(key)) for key in design.ours.rows) for row in rows]
-    others = (design.trivial, design.strong)
-    alike = all(a.columns == design.ours.columns for a in others if isinstance(a, TableArm))
+    rivals = (design.trivial, design.strong)
+    alike = all(a.columns == design.ours.columns for a in rivals if isinstance(a, TableArm))
     return bool(design.ours.rows) and alike and len(set(arms)) == len(arms)
 
 
@@ -35,15 +35,15 @@ def test_no_row_of_its_table_is_better_than_the_best(study: Any) -> None:
     design = design_of(study)
     assert design is not None
     rows = ledger.read(RECORDS / f"{study.key}.json").table
-    found = best_of(design, rows)
+    bests = best_of(design, rows)
     # the best of all places together is the best of each column
     best = max if design.higher else min
     for column in design.ours.columns:
-        places = [b.figure for b in found if len(design.ours.columns) == 1 or column in b.place]
+        places = [b.figure for b in bests if len(design.ours.columns) == 1 or column in b.place]
         assert best(places) == best(numbers(rows, column)), column
-        for one in found:
+        for winner in bests:
             # each of its names stands in a row with that figure
-            assert one.figure in [x for c in design.ours.columns for x in numbers(rows, c)]
+            assert winner.figure in [x for c in design.ours.columns for x in numbers(rows, c)]
 
 
 def test_the_plainest_tables_are_most_of_them() -> None:
@@ -60,8 +60,8 @@ def test_rows_that_no_design_names_count_and_conditions_do_not_mix() -> None:
         for seed in (0, 1)
     ]
     first, second = best_of(design, rows)
-    assert (first.place, first.names, first.rank, first.of) == ("size 8", ("unnamed",), 2, 3)
-    assert first.figure == pytest.approx(0.705) and first.own == pytest.approx(0.905)
+    assert (first.place, first.names, first.rank, first.arms) == ("size 8", ("unnamed",), 2, 3)
+    assert first.figure == pytest.approx(0.705) and first.own_figure == pytest.approx(0.905)
     assert (second.place, second.names, second.rank) == ("size 64", ("ours",), 1)
 
 

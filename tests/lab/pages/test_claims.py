@@ -80,8 +80,8 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     assert "| Ours is better. *A variant, a simulation or a part of it.* |" in row
     assert "| 0.600 [0.600, 0.600] blocks; target >= 0.5 | 0.7 blocks; table 1. |" in row
     # a toy has no clean commit: nothing is counted
-    assert "| waits for a run | 0 | 1 | 0 |" in board
-    assert "1 a part of it (1 waits for a run)" in board
+    assert "| to rerun | 0 | 1 | 0 |" in board
+    assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">failed, of " in page
     paper_line = "- **The paper:** 0.7 blocks; table 1."
     assert paper_line in page and "- **Here:** blocks on a carpet; it is a variant" in page
@@ -240,7 +240,7 @@ def test_only_what_is_counted_looks_and_counts_as_a_verdict(
             == ('">holds</span> 0.6' in page)
             == (holding > 0)
         )
-        counted = "2 hold" if holding else "2 wait for a run"
+        counted = "2 hold" if holding else "2 to rerun"
         assert f"Of all 2 claims: {counted}." in board
 
 

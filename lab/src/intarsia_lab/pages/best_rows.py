@@ -21,17 +21,17 @@ MOST = 6  # comparisons that are printed one by one
 class Best(NamedTuple):
     """The best figure of a column under a condition, who has it, and the claim's own arm's.
 
-    names: of all arms with that figure; rank: of the own arm, of so many; out: arms with fewer or
-    more figures there than it has, which are not compared.
+    names: of all arms with that figure; rank: of the own arm among the arms; not_compared: names of
+    arms with fewer or more figures there than it has.
     """
 
     place: str
     names: tuple[str, ...]
     figure: float
-    own: float
+    own_figure: float
     rank: int
-    of: int
-    out: tuple[str, ...] = ()
+    arms: int
+    not_compared: tuple[str, ...] = ()
 
 
 def best_line(study: Study, rows: Rows) -> list[str]:
@@ -40,18 +40,18 @@ def best_line(study: Study, rows: Rows) -> list[str]:
     rows: of its table. None for a check, and for a table with one arm.
     """
     design = design_of(study)
-    found = [] if design is None else best_of(design, rows)
-    if design is None or not found:
+    places = [] if design is None else best_of(design, rows)
+    if design is None or not places:
         return []
-    parts = [_said(best, alone=len(found) == 1) for best in found[:MOST]]
-    if len(found) > MOST:
-        leads = sum(best.rank == 1 for best in found)
-        parts = [f"its own arm in {leads} of {len(found)} columns and conditions"]
+    parts = [_said(best, alone=len(places) == 1) for best in places[:MOST]]
+    if len(places) > MOST:
+        leads = sum(best.rank == 1 for best in places)
+        parts = [f"its own arm in {leads} of {len(places)} columns and conditions"]
     sense = "higher" if design.higher else "lower"
-    out = sorted({name for best in found for name in best.out})
-    left = f" Not compared, at other settings: {', '.join(out)}." if out else ""
+    excluded = sorted({name for best in places for name in best.not_compared})
+    missing = f" Not compared, at other settings: {', '.join(excluded)}." if excluded else ""
     columns = " · ".join(dict.fromkeys(c for arm in _arms(design) for c in arm.columns))
-    return [f"- **Best of its table** ({columns}; {sense} is better): {'; '.join(parts)}.{left}"]
+    return [f"- **Best of its table** ({columns}; {sense} is better): {'; '.join(parts)}.{missing}"]
 
 
 def best_of(design: Design, rows: Rows) -> list[Best]:
@@ -66,12 +66,14 @@ def best_of(design: Design, rows: Rows) -> list[Best]:
     if len({arm.columns for arm in arms}) > 1 or not design.ours.rows:
         figures = {arm.name: _figures(rows, arm.columns, arm.rows) for arm in arms}
         return _best(design, "", figures, design.ours.name)
+    # what stands left of the arms' names is a condition, and seeds are averaged
     keys = tuple(design.ours.rows)
     before = [*rows[0]][: min([*rows[0]].index(key) for key in keys)]
     conditions = [name for name in before if name != SAMPLE]
     ours = _name(design.ours.rows, keys)
-    found: list[Best] = []
+    places: list[Best] = []
     telling = {c for c in conditions if len({str(row.get(c, "")) for row in rows}) > 1}
+    # each condition has a best of its own: their means would hide a loss in one of them
     for values in dict.fromkeys(tuple(str(row.get(c, "")) for c in conditions) for row in rows):
         condition = dict(zip(conditions, values, strict=True))
         mine = [row for row in rows if _has(row, condition)]
@@ -82,14 +84,15 @@ def best_of(design: Design, rows: Rows) -> list[Best]:
             }
             place = [f"{c} {v}" for c, v in condition.items() if c in telling]
             place += [column] if len(design.ours.columns) > 1 else []
-            found += _best(design, ", ".join(place), figures, ours)
-    return found
+            places += _best(design, ", ".join(place), figures, ours)
+    return places
 
 
 def _best(
     design: Design, place: str, figures: Mapping[str, Sequence[float]], ours: str
 ) -> list[Best]:
     """Return the best of several arms as a list of one; none where there is nothing to compare."""
+    # the mean of other settings, such as more rates, is no rival's
     count = len(figures.get(ours, ()))
     means = {name: statistics.mean(v) for name, v in figures.items() if v and len(v) == count}
     if len(means) < 2:
@@ -98,21 +101,21 @@ def _best(
     names = tuple(name for name, value in means.items() if value == best)
     sign = 1 if design.higher else -1
     rank = 1 + sum(sign * (value - means[ours]) > 0 for value in means.values())
-    out = tuple(name for name, v in figures.items() if v and len(v) != count)
-    return [Best(place, names, best, means[ours], rank, len(means), out)]
+    excluded = tuple(name for name, v in figures.items() if v and len(v) != count)
+    return [Best(place, names, best, means[ours], rank, len(means), excluded)]
 
 
 def _said(best: Best, *, alone: bool) -> str:
     """Return a comparison in words.  alone: it is the only one, without a place."""
     place = f"{best.place}: " if best.place and not alone else ""
     if best.rank == 1:
-        others = len(best.names) - 1
-        tied = f", and {others} more as good" if others else ""
-        return f"{place}its own arm, first of {best.of}, {best.own:.4g}{tied}"
+        equals = len(best.names) - 1
+        tied = f", and {equals} more as good" if equals else ""
+        return f"{place}its own arm, first of {best.arms}, {best.own_figure:.4g}{tied}"
     names = ", ".join(f"*{name}*" for name in best.names)
     return (
-        f"{place}{names}, {best.figure:.4g} (its own arm, number {best.rank} of {best.of}: "
-        f"{best.own:.4g})"
+        f"{place}{names}, {best.figure:.4g} (its own arm, number {best.rank} of {best.arms}: "
+        f"{best.own_figure:.4g})"
     )
 
 
@@ -123,13 +126,13 @@ def _arms(design: Design) -> list[TableArm]:
 
 def _figures(rows: Rows, columns: Sequence[str], texts: Mapping[str, str]) -> list[float]:
     """Return the figures of some columns in the rows with certain texts; none if there are none."""
-    found: list[float] = []
+    values: list[float] = []
     for column in columns:
         try:
-            found += numbers(rows, column, texts)
+            values += numbers(rows, column, texts)
         except LookupError:
             continue
-    return found
+    return values
 
 
 def _has(row: Mapping[str, Any], texts: Mapping[str, str]) -> bool:

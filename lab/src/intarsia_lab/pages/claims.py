@@ -70,16 +70,16 @@ and its date, which stand on the paper's page.
 # a paper is found by its row and its methods; its runs would hide the pages of every method
 UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 STALE = """A verdict is counted for the code that it was measured with. What was measured before
-the code changed, or with uncommitted changes (a "+" behind the commit), *waits for a run*; its row
+the code changed, or with uncommitted changes (a "+" behind the commit), is *to rerun*; its row
 below keeps its last verdict and figure in grey, such as <span class="verdict older">held, of older
 code</span>.
 """
-WAITING = "waits for a run"  # of today's code, on a clean commit
+WAITING = "to rerun"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
     **{word: (word, word) for word in (NOT_REPRODUCED, "not decided", "void", "withdrawn")},
-    WAITING: (WAITING, "wait for a run"),
+    WAITING: (WAITING, WAITING),
 }
 PAST = {"holds": "held", "fails": "failed", NOT_REPRODUCED: "was not reproduced at this scale"}
 
@@ -320,9 +320,9 @@ def _section(
     if record is None:
         return [*lines, "Not run yet.", "", *facts(study, record), "", *_design(study, record)]
     figure = " ".join(filter(None, (_interval(record), study.unit)))
-    by = _judged_by(study, record, bars)
+    judged_by = _judged_by(study, record, bars)
     lines += [
-        f"{_badge(record)}{_because(record)} {figure}, target {study.bound}{by}.",
+        f"{_badge(record)}{_because(record)} {figure}, target {study.bound}{judged_by}.",
         "",
         *facts(study, record),
         "",
@@ -441,6 +441,7 @@ def _because(record: Record | None) -> str:
     """Return why a figure decides nothing, in a few words behind its badge."""
     if record is None or record.verdict not in ("not decided", "void"):
         return ""
+    # all reasons stand on the paper's page; here the first one is enough
     words = briefly(record.reason)
     return f" ({words})" if words else ""
 
@@ -449,6 +450,7 @@ def _judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str
     """Return the interval that decided, where it is another one than is printed."""
     if record is None or record.interval is None or record.verdict in ("withdrawn", "void"):
         return ""
+    # fresh seeds and later looks judge by another interval than all values have
     ends = interval_of(study, record.result, record.seeds, bars)
     if all(map(math.isclose, ends, record.interval)):
         return ""
