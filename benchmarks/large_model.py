@@ -2,10 +2,13 @@
 
     python benchmarks/large_model.py --make mistral-shapes          # 14.8 GB of random weights
     intarsia export mistral-shapes --format gguf --quant q4_0 --out mistral-shapes-q4_0.gguf
-    python benchmarks/large_model.py mistral-shapes --gguf mistral-shapes-q4_0.gguf --write
+    python benchmarks/large_model.py --make olmoe-shapes --shapes olmoe
+    python benchmarks/large_model.py mistral-shapes olmoe-shapes \
+        --gguf mistral-shapes-q4_0.gguf --write
 
-The weights are random, in bfloat16, in the shapes of Mistral-7B: times, bytes and memory are those
-of such a model, and texts mean nothing. Every step is a process of its own. Memory is the largest
+The weights are random, in bfloat16, in the shapes of Mistral-7B and of OLMoE-1B-7B (64 experts, 8
+of which compute a token): times, bytes and memory are those of such a model, and texts mean
+nothing. Every step is a process of its own. Memory is the largest
 part of the process that stands for no file (`RssAnon`): mapped files may be dropped. llama.cpp
 (`pip install llama-cpp-python`) computes the same steps on the same weights in Q4_0, at the fastest
 of its settings for each: keys and values in float16, bfloat16 or float32, flash attention or not.
@@ -239,13 +242,10 @@ def in_units(seconds: float) -> str:
 
 def main() -> None:
     made: argparse.ArgumentParser = parser(__doc__, threads=1, reps=1)
-    made.add_argument("folder", nargs="?", type=Path)
+    made.add_argument("folders", nargs="*", type=Path, help="that --make wrote")
     made.add_argument("--make", type=Path, help="write random weights there, and end")
     made.add_argument("--shapes", default="mistral", choices=SHAPES, help="of --make")
-    made.add_argument(
-        "--packed", type=Path, help="folder of the packed model; none is kept if not given"
-    )
-    made.add_argument("--gguf", type=Path, help="the same weights in Q4_0, for llama.cpp")
+    made.add_argument("--gguf", type=Path, help="the first folder in Q4_0, for llama.cpp")
     made.add_argument("--use", type=Path, help="compute with a packed folder or file; JSON")
     args = read(made)
     if args.make:
@@ -255,10 +255,13 @@ def main() -> None:
         steps = used_by_llama_cpp(str(args.use)) if args.use.is_file() else used(args.use)
         print(json.dumps(steps))
         return
-    with tempfile.TemporaryDirectory(dir=args.folder.parent) as place:
-        lines = measured(args.folder, args.packed or Path(place) / "packed", args.gguf)
     head = ("What, CPU time of one thread", "intarsia", "llama.cpp Q4_0 at its best", "of that")
-    publish("A 7B on 16 GB", ABOUT, list(markdown(head, lines)), args)
+    body: list[str] = []
+    for number, folder in enumerate(args.folders):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            lines = measured(folder, Path(place) / "packed", None if number else args.gguf)
+        body += [f"## {folder.name}", "", *markdown(head, lines), ""]
+    publish("A 7B on 16 GB", ABOUT, body, args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
+
 Stored = Mapping[str, Tensor]
+
+
+class NoRowsApart(ConfigError, NotImplementedError):
+    """Error of a format that stores no rows apart, and is asked for some."""
 
 
 class Format(abc.ABC):
@@ -74,9 +80,10 @@ class Format(abc.ABC):
     def part(self, stored: Stored, first: int, count: int) -> dict[str, Tensor]:
         """Return the stored tensors of some rows of a matrix, as views where memory allows it.
 
-        first, count: multiples of `row_group`. Raises: NotImplementedError without one.
+        first, count: multiples of `row_group`. Raises: NoRowsApart for a format without one.
         """
-        raise NotImplementedError(f"{self} does not store rows apart")
+        want, fix = "one that stores rows apart", "Use BlockInt or Ternary, or decode it whole."
+        raise NoRowsApart("format", got=self, want=want, fix=fix)
 
     def joined(self, parts: Sequence[Stored]) -> dict[str, Tensor]:
         """Return the stored tensors of matrices one above the other, the inverse of `part`."""

@@ -26,8 +26,10 @@ def packed_mixture(
     """Open a folder of save_pretrained and pack it; None for a model that has to be opened whole.
 
     That is one without stacks of experts, with experts that the format cannot store or the change
-    leaves out, or with a bias for each. Otherwise the memory of the packed model is needed, and of
-    all that is not packed; numbers are those that `intarsia.compress` packs, with its `force`.
+    leaves out, or with more of each than its matrices: biases, or scales of a quantised folder.
+    Otherwise the memory of the packed model is needed, and of all that is not packed; numbers are
+    those that `intarsia.compress` packs, with its `force`.
+
     Raises: ConfigError where dense layers are faster and force is False; CheckpointError for a
     folder that is not as it was sealed; DataError for weights that are not finite.
     """
@@ -39,7 +41,7 @@ def packed_mixture(
         readers = experts_of(source)
     except (CheckpointError, TargetError):
         return None
-    if any("bias" in name for read in readers.values() for name in read(0)):
+    if not all(_is_plain(source, path) for path in readers):
         return None
     rest = [k for k in source.where if not any(k.startswith(f"{path}.") for path in readers)]
     experts = {renamed(path): count_of(source, path) for path in readers}
@@ -56,6 +58,14 @@ def packed_mixture(
     if not force:
         check_layers(model, plan, refuse=force is False)
     return apply_plan(model, plan)
+
+
+def _is_plain(source: Checkpoint, path: str) -> bool:
+    """Return True if experts are matrices of floating-point numbers alone, and stored as these."""
+    keys = [key for key in source.where if key.startswith(f"{path}.")]
+    # gate, up and down of each expert, or two stacks for all of them
+    count = 2 if f"{path}.down_proj" in source.where else 3 * count_of(source, path)
+    return len(keys) == count and "quantization_config" not in source.config
 
 
 def _matrices(

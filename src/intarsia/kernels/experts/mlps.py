@@ -29,7 +29,7 @@ def mix_mlps(
 ) -> Tensor:
     """Compute y of `mixed_mlps`, without a backward in one native call where there is one.
 
-    The others are as for `mixed_mlps`; learned: a backward will follow.  -> (T, out).
+    The other arguments: see `mixed_mlps`; learned: a backward will follow.  -> (T, out).
     """
     # a graph cannot ask which kernels there are
     asks = not learned and not torch.compiler.is_compiling()
