@@ -26,8 +26,8 @@ def stored(out: int, width: int, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     rows, blocks = -(-out // 64) * 64, -(-width // 32)
     made = torch.Generator().manual_seed(out)
     codes = torch.randint(0, 16, (rows, blocks, 32), dtype=torch.uint8, generator=made)
-    scales = torch.rand(blocks, rows, generator=made).half()
-    return columnwise(codes), scales, torch.tensor([limit])
+    scales = torch.rand(rows, blocks, generator=made).half()
+    return *columnwise(codes, scales), torch.tensor([limit])
 
 
 @pytest.mark.parametrize("limit", [-1.0, 0.0, 0.5, 9.0])
@@ -46,12 +46,14 @@ def test_the_twin_is_the_product_with_what_is_kept() -> None:
     made = torch.Generator().manual_seed(0)
     for rows in (64, 128, 320):
         codes = torch.randint(0, 16, (rows, 2, 32), dtype=torch.uint8, generator=made)
-        assert torch.equal(rowwise(columnwise(codes)), codes)
-        x, scales = drawn(2, 64), torch.rand(2, rows, generator=made).half()
+        scales = torch.rand(rows, 2, generator=made).half()
+        there = columnwise(codes, scales)
+        assert all(map(torch.equal, rowwise(*there, 2), (codes, scales)))
+        x = drawn(2, 64)
         q, steps = rounded(torch.where(x.abs() > 0.7, x, 0))
-        weight = (codes.float() - 8) * scales.float().T[..., None]
+        weight = (codes.float() - 8) * scales.float()[..., None]
         want = (q * steps[..., None]).flatten(1) @ weight.flatten(1).T
-        got = naive_skipping(x, columnwise(codes), scales, torch.tensor([0.7]), rows)
+        got = naive_skipping(x, *there, torch.tensor([0.7]), rows)
         assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -77,10 +79,10 @@ def test_a_row_that_is_not_finite_is_nan_and_no_other(build: str) -> None:
 def test_tensors_that_do_not_fit_are_refused() -> None:
     codes, scales, limit = stored(70, 70, 0.5)
     for bad in (
-        (codes[:2], scales, limit),
+        (codes[2:], scales, limit),
         (codes, scales.float(), limit),
         (codes, scales, torch.zeros(2)),
-        (codes.transpose(0, 1).contiguous().transpose(0, 1), scales, limit),
+        (codes, scales.repeat_interleave(2)[::2], limit),
     ):
         with pytest.raises(ShapeError, match="by column"):
             bound(*bad, (70, 70))

@@ -1,55 +1,119 @@
 /* y = x W^T over the columns with |x| above a limit, W in 4 bits, 32 inputs with a scale each.
  *
- * The codes of a column stand together, so that a column that is left out is not read. codes:
- * (blocks, 32, rows / 2) uint8, rows being a multiple of 64: lines of 64 bytes for 128 rows, and one
- * of 32 for the last 64 of an odd number. Of a line with L = 4 or 2 lanes of 16 bytes, byte
- * 16 l + 4 t + e has row 4 L t + 4 l + e in the low nibble, and row 16 L + ... in the high one: four
- * columns that are interleaved then give neighbouring rows. scales: (blocks, rows) float16.
+ * Rows stand in tiles of 128, and the last 64 of an odd number in a short one. In a tile the codes of
+ * a column stand together, so that a column that is left out is not read. codes: (tiles, blocks, 32,
+ * 64) uint8, and (blocks, 32, 32) of the short tile behind them; scales: (tiles, blocks, 128) float16
+ * and (blocks, 64). Of the 16 L bytes of a column, L = 4 or 2, byte 16 l + 4 t + e has row
+ * 4 L t + 4 l + e in the low nibble, and row 16 L + ... in the high one: four columns that are
+ * interleaved then give neighbouring rows.
  *
- * x: (batch, cols) float32; y: (batch, out), out <= rows. The rest is as in blockint.c: what is left
- * of a block of x is rounded to int8 with a scale, and a block that is not finite makes y NaN.
+ * x: (batch, cols) float32; y: (batch, out). The rest is as in blockint.c: what is left of a block of
+ * x is rounded to int8 with a scale, and a block that is not finite makes y NaN.
  */
 #include "products.h"
 
-enum { BLOCK = 32, LINE = 128, HALF = 64, OFFSET = 8 };
+enum { BLOCK = 32, LONG = 128, SHORT = 64, OFFSET = 8, AHEAD = 64 };
 
-/* Columns of a block of x that are kept, in fours; a column that fills up the last four has code 0. */
+/* A block of which something is kept: its columns end before number `end` of all that are kept. */
 typedef struct {
-    int8_t q[BLOCK];
-    uint8_t at[BLOCK];
+    int64_t block, end;
     int32_t shift; /* -8 times the sum of q */
-    int count;
     float step;
+} piece;
+
+/* What is kept of a row of x, by fours in each block; a column that fills up a four has code 0. */
+typedef struct {
+    piece *pieces;
+    int8_t *q;
+    int32_t *at; /* columns, and AHEAD more of the next tile, which is fetched early */
+    int64_t count;
 } kept;
 
 typedef struct {
-    const kept *x; /* (batch, blocks) */
+    const kept *x;
     float *y;
     const uint8_t *codes;
     const uint16_t *scales;
-    int64_t out, rows, batch, blocks, parts;
+    int64_t out, batch, blocks, parts;
 } job;
 
-ALWAYS void kept_of(const float *x, int64_t count, float limit, kept *to) {
+/* The columns of a block that are kept; returns how many. first: of the block. */
+static int64_t some_of(const float *x, int64_t count, float limit, int64_t first, int8_t *q,
+                       int32_t *at, piece *to) {
     float most = 0, wrong = 0;
     int32_t sum = 0;
-    int n = 0;
-    for (int i = 0; i < count; i++) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i++) {
         if (fabsf(x[i]) <= limit) continue; /* NaN stays */
         most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
         wrong += x[i] * 0.0f;
-        to->at[n++] = (uint8_t)i;
+        at[n++] = (int32_t)(first + i);
     }
     const float inverse = most > 0 && wrong == 0 ? 127.0f / most : 0.0f;
     const int usable = inverse > 0 && inverse < 3e38f;
-    for (int i = 0; i < n; i++) {
-        to->q[i] = usable ? (int8_t)__builtin_rintf(x[to->at[i]] * inverse) : 0;
-        sum += to->q[i];
+    for (int64_t i = 0; i < n; i++) {
+        q[i] = usable ? (int8_t)__builtin_rintf(x[at[i] - first] * inverse) : 0;
+        sum += q[i];
     }
-    for (; n % 4; n++) to->q[n] = 0, to->at[n] = to->at[n - 1];
-    to->count = n;
     to->step = wrong == 0 ? most / 127.0f : NAN;
     to->shift = -OFFSET * sum;
+    return n;
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+/* The same of a whole block; writes up to 16 numbers behind the last that is kept. */
+static int64_t all_of(const float *x, float limit, int64_t first, int8_t *q, int32_t *at, piece *to) {
+    const __m512 all = _mm512_set1_ps(limit), none = _mm512_setzero_ps();
+    const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 values[2], most = none;
+    __mmask16 keep[2], wrong = 0;
+    for (int i = 0; i < 2; i++) {
+        values[i] = _mm512_loadu_ps(x + 16 * i);
+        const __m512 size = _mm512_abs_ps(values[i]);
+        keep[i] = _mm512_cmp_ps_mask(size, all, _CMP_NLE_UQ);
+        wrong |= _mm512_mask_cmp_ps_mask(keep[i], size, _mm512_set1_ps(INFINITY), _CMP_NLT_UQ);
+        most = _mm512_mask_max_ps(most, keep[i], most, size);
+    }
+    const float largest = wrong ? 0 : _mm512_reduce_max_ps(most);
+    float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    if (!(inverse < 3e38f)) inverse = 0;
+    int64_t n = 0;
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < 2; i++) {
+        const __m512 scaled = _mm512_mul_ps(values[i], _mm512_set1_ps(inverse));
+        const __m512i codes = _mm512_maskz_cvtps_epi32(wrong ? 0 : keep[i], scaled);
+        const __m512i columns = _mm512_add_epi32(places, _mm512_set1_epi32((int32_t)first + 16 * i));
+        const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(keep[i], codes));
+        _mm_storeu_si128((__m128i *)(q + n), bytes);
+        _mm512_storeu_si512(at + n, _mm512_maskz_compress_epi32(keep[i], columns));
+        sum = _mm512_add_epi32(sum, codes);
+        n += __builtin_popcount(keep[i]);
+    }
+    to->step = wrong ? NAN : largest / 127.0f;
+    to->shift = -OFFSET * _mm512_reduce_add_epi32(sum);
+    return n;
+}
+#else
+static int64_t all_of(const float *x, float limit, int64_t first, int8_t *q, int32_t *at, piece *to) {
+    return some_of(x, BLOCK, limit, first, q, at, to);
+}
+#endif
+
+static void kept_of(const float *x, int64_t cols, float limit, kept *to) {
+    int64_t n = 0, pieces = 0;
+    for (int64_t first = 0; first < cols; first += BLOCK) {
+        piece *own = to->pieces + pieces;
+        const int64_t left = cols - first;
+        const int64_t some = left >= BLOCK ? all_of(x + first, limit, first, to->q + n, to->at + n, own)
+                                           : some_of(x + first, left, limit, first, to->q + n, to->at + n, own);
+        if (!some) continue;
+        for (n += some; n % 4; n++) to->q[n] = 0, to->at[n] = to->at[n - 1];
+        own->block = first / BLOCK, own->end = n;
+        pieces++;
+    }
+    const int64_t tile = (cols + BLOCK - 1) / BLOCK * BLOCK;
+    for (int64_t i = 0; n && i < AHEAD; i++) to->at[n + i] = (int32_t)(tile + to->at[i % n]);
+    to->count = pieces;
 }
 
 ALWAYS int32_t four_of(const int8_t *q) {
@@ -57,6 +121,45 @@ ALWAYS int32_t four_of(const int8_t *q) {
     memcpy(&four, q, 4);
     return four;
 }
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512 sums[8];
+    for (int v = 0; v < 8; v++) sums[v] = _mm512_setzero_ps();
+    int64_t j = 0;
+    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
+        __m512i dots[8];
+        for (int v = 0; v < 8; v++) dots[v] = _mm512_set1_epi32(p->shift);
+        const uint16_t *own = scales + LONG * p->block;
+        for (int i = 0; i < 4; i++) _mm_prefetch((const char *)(own + 4 * LONG + 32 * i), _MM_HINT_T0);
+        for (; j < p->end; j += 4) {
+            const __m512i given = _mm512_set1_epi32(four_of(x->q + j));
+            __m512i c[4];
+            for (int i = 0; i < 4; i++) {
+                c[i] = _mm512_loadu_si512(codes + 64 * (int64_t)x->at[j + i]);
+                _mm_prefetch((const char *)codes + 64 * (int64_t)x->at[j + i + AHEAD], _MM_HINT_T0);
+            }
+            const __m512i a = _mm512_unpacklo_epi8(c[0], c[1]), b = _mm512_unpackhi_epi8(c[0], c[1]);
+            const __m512i d = _mm512_unpacklo_epi8(c[2], c[3]), e = _mm512_unpackhi_epi8(c[2], c[3]);
+            const __m512i rows[4] = {_mm512_unpacklo_epi16(a, d), _mm512_unpackhi_epi16(a, d),
+                                     _mm512_unpacklo_epi16(b, e), _mm512_unpackhi_epi16(b, e)};
+            for (int t = 0; t < 4; t++) {
+                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(rows[t], 4), low);
+                dots[t] = _mm512_dpbusd_epi32(dots[t], _mm512_and_si512(rows[t], low), given);
+                dots[t + 4] = _mm512_dpbusd_epi32(dots[t + 4], high, given);
+            }
+        }
+        const __m512 step = _mm512_set1_ps(p->step);
+        for (int v = 0; v < 8; v++) {
+            const __m256i halves = _mm256_loadu_si256((const __m256i *)(own + 16 * v));
+            const __m512 both = _mm512_mul_ps(step, _mm512_cvtph_ps(halves));
+            sums[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[v]), both, sums[v]);
+        }
+    }
+    for (int v = 0; v < 8; v++) _mm512_storeu_ps(y + 16 * v, sums[v]);
+}
+#endif
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 ALWAYS __m256i dot_x8(__m256i sum, __m256i codes, __m256i x) {
@@ -67,122 +170,93 @@ ALWAYS __m256i dot_x8(__m256i sum, __m256i codes, __m256i x) {
 #endif
 }
 
-/* y + the sums of 8 rows, by their scales. */
-ALWAYS void add_x8(float *y, __m256i sums, const uint16_t *scales, __m256 step) {
-    const __m256 both = _mm256_mul_ps(step, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales)));
-    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), both, _mm256_loadu_ps(y)));
-}
-
-/* 32 bytes of each column, part `h` of a line of L lanes; y, scales: of the line's rows. */
-ALWAYS void bytes_32(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales,
-                     int64_t apart, const int L, const int h) {
+/* 32 bytes of each column, part `h` of a tile of L lanes. */
+ALWAYS void bytes_32(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, const int L,
+                     const int h) {
     const __m256i low = _mm256_set1_epi8(15);
-    __m256i sums[8];
-    for (int v = 0; v < 8; v++) sums[v] = _mm256_set1_epi32(x->shift);
-    for (int j = 0; j < x->count; j += 4) {
-        const __m256i given = _mm256_set1_epi32(four_of(x->q + j));
-        __m256i c[4];
-        for (int i = 0; i < 4; i++)
-            c[i] = _mm256_loadu_si256((const __m256i *)(codes + x->at[j + i] * apart + 32 * h));
-        const __m256i p = _mm256_unpacklo_epi8(c[0], c[1]), q = _mm256_unpackhi_epi8(c[0], c[1]);
-        const __m256i r = _mm256_unpacklo_epi8(c[2], c[3]), s = _mm256_unpackhi_epi8(c[2], c[3]);
-        const __m256i rows[4] = {_mm256_unpacklo_epi16(p, r), _mm256_unpackhi_epi16(p, r),
-                                 _mm256_unpacklo_epi16(q, s), _mm256_unpackhi_epi16(q, s)};
-        for (int t = 0; t < 4; t++) {
-            sums[t] = dot_x8(sums[t], _mm256_and_si256(rows[t], low), given);
-            sums[t + 4] = dot_x8(sums[t + 4], _mm256_and_si256(_mm256_srli_epi16(rows[t], 4), low), given);
+    int64_t j = 0;
+    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
+        __m256i dots[8];
+        for (int v = 0; v < 8; v++) dots[v] = _mm256_set1_epi32(p->shift);
+        for (; j < p->end; j += 4) {
+            const __m256i given = _mm256_set1_epi32(four_of(x->q + j));
+            __m256i c[4];
+            for (int i = 0; i < 4; i++) {
+                const uint8_t *from = codes + 32 * h;
+                c[i] = _mm256_loadu_si256((const __m256i *)(from + 16 * L * (int64_t)x->at[j + i]));
+                _mm_prefetch((const char *)from + 16 * L * (int64_t)x->at[j + i + AHEAD], _MM_HINT_T0);
+            }
+            const __m256i a = _mm256_unpacklo_epi8(c[0], c[1]), b = _mm256_unpackhi_epi8(c[0], c[1]);
+            const __m256i d = _mm256_unpacklo_epi8(c[2], c[3]), e = _mm256_unpackhi_epi8(c[2], c[3]);
+            const __m256i rows[4] = {_mm256_unpacklo_epi16(a, d), _mm256_unpackhi_epi16(a, d),
+                                     _mm256_unpacklo_epi16(b, e), _mm256_unpackhi_epi16(b, e)};
+            for (int t = 0; t < 4; t++) {
+                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(rows[t], 4), low);
+                dots[t] = dot_x8(dots[t], _mm256_and_si256(rows[t], low), given);
+                dots[t + 4] = dot_x8(dots[t + 4], high, given);
+            }
+        }
+        const __m256 step = _mm256_set1_ps(p->step);
+        for (int v = 0; v < 8; v++) {
+            const int at = 4 * L * v + 8 * h;
+            const uint16_t *own = scales + 32 * L * p->block + at;
+            const __m256 both = _mm256_mul_ps(step, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)own)));
+            const __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[v]), both, _mm256_loadu_ps(y + at));
+            _mm256_storeu_ps(y + at, sum);
         }
     }
-    for (int v = 0; v < 8; v++) {
-        const int at = 4 * L * v + 8 * h;
-        add_x8(y + at, sums[v], scales + at, _mm256_set1_ps(x->step));
-    }
+}
+
+#if !(defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__))
+static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+    for (int h = 0; h < 2; h++) bytes_32(x, y, codes, scales, 4, h);
 }
 #endif
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
-ALWAYS void full(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    const __m512i low = _mm512_set1_epi8(15);
-    __m512i sums[8];
-    for (int v = 0; v < 8; v++) sums[v] = _mm512_set1_epi32(x->shift);
-    for (int j = 0; j < x->count; j += 4) {
-        const __m512i given = _mm512_set1_epi32(four_of(x->q + j));
-        __m512i c[4];
-        for (int i = 0; i < 4; i++) c[i] = _mm512_loadu_si512(codes + x->at[j + i] * apart);
-        const __m512i p = _mm512_unpacklo_epi8(c[0], c[1]), q = _mm512_unpackhi_epi8(c[0], c[1]);
-        const __m512i r = _mm512_unpacklo_epi8(c[2], c[3]), s = _mm512_unpackhi_epi8(c[2], c[3]);
-        const __m512i rows[4] = {_mm512_unpacklo_epi16(p, r), _mm512_unpackhi_epi16(p, r),
-                                 _mm512_unpacklo_epi16(q, s), _mm512_unpackhi_epi16(q, s)};
-        for (int t = 0; t < 4; t++) {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], _mm512_and_si512(rows[t], low), given);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(rows[t], 4), low);
-            sums[t + 4] = _mm512_dpbusd_epi32(sums[t + 4], high, given);
-        }
-    }
-    const __m512 step = _mm512_set1_ps(x->step);
-    for (int v = 0; v < 8; v++) {
-        const __m256i halves = _mm256_loadu_si256((const __m256i *)(scales + 16 * v));
-        const __m512 both = _mm512_mul_ps(step, _mm512_cvtph_ps(halves));
-        const __m512 before = _mm512_loadu_ps(y + 16 * v);
-        _mm512_storeu_ps(y + 16 * v, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v]), both, before));
-    }
-}
-ALWAYS void half(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    bytes_32(x, y, codes, scales, apart, 2, 0);
-}
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-ALWAYS void full(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    for (int h = 0; h < 2; h++) bytes_32(x, y, codes, scales, apart, 4, h);
-}
-ALWAYS void half(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    bytes_32(x, y, codes, scales, apart, 2, 0);
+static void short_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+    bytes_32(x, y, codes, scales, 2, 0);
 }
 #else
-ALWAYS void line_of(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales,
-                    int64_t apart, const int L) {
-    int32_t low[HALF], high[HALF];
-    for (int i = 0; i < 16 * L; i++) low[i] = high[i] = x->shift;
-    for (int j = 0; j < x->count; j++) {
-        const uint8_t *column = codes + x->at[j] * apart;
-        const int32_t q = x->q[j];
+ALWAYS void tile_of(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, const int L) {
+    int64_t j = 0;
+    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
+        int32_t low[SHORT], high[SHORT];
+        for (int i = 0; i < 16 * L; i++) low[i] = high[i] = p->shift;
+        for (; j < p->end; j++) {
+            const uint8_t *column = codes + 16 * L * (int64_t)x->at[j];
+            const int32_t q = x->q[j];
+            for (int i = 0; i < 16 * L; i++) {
+                low[i] += q * (column[i] & 15);
+                high[i] += q * (column[i] >> 4);
+            }
+        }
+        const uint16_t *own = scales + 32 * L * p->block;
         for (int i = 0; i < 16 * L; i++) {
-            low[i] += q * (column[i] & 15);
-            high[i] += q * (column[i] >> 4);
+            const int l = i / 16, t = i % 16 / 4, r = 4 * L * t + 4 * l + i % 4, up = r + 16 * L;
+            y[r] += (float)low[i] * (of_f16(own[r]) * p->step);
+            y[up] += (float)high[i] * (of_f16(own[up]) * p->step);
         }
     }
-    for (int l = 0; l < L; l++)
-        for (int t = 0; t < 4; t++)
-            for (int e = 0; e < 4; e++) {
-                const int i = 16 * l + 4 * t + e, r = 4 * L * t + 4 * l + e, up = r + 16 * L;
-                y[r] += (float)low[i] * (of_f16(scales[r]) * x->step);
-                y[up] += (float)high[i] * (of_f16(scales[up]) * x->step);
-            }
 }
-ALWAYS void full(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    line_of(x, y, codes, scales, apart, 4);
+static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+    tile_of(x, y, codes, scales, 4);
 }
-ALWAYS void half(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, int64_t apart) {
-    line_of(x, y, codes, scales, apart, 2);
+static void short_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+    tile_of(x, y, codes, scales, 2);
 }
 #endif
 
-/* Some lines of rows: block after block, so that a column's rows are read in order. */
-static void lines(void *context, int64_t part) {
+static void tiles(void *context, int64_t part) {
     const job here = *(const job *)context, *w = &here;
-    const int64_t all = (w->rows + LINE - 1) / LINE, apart = w->rows / 2;
-    const int64_t from = all * part / w->parts * LINE, end = all * (part + 1) / w->parts * LINE;
-    const int64_t to = end < w->rows ? end : w->rows;
-    for (int64_t b = 0; b < w->batch; b++) {
-        float *y = w->y + b * w->rows;
-        memset(y + from, 0, (size_t)(to - from) * sizeof(float));
-        for (int64_t k = 0; k < w->blocks; k++) {
-            const kept *x = w->x + b * w->blocks + k;
-            if (!x->count) continue;
-            const uint8_t *codes = w->codes + k * BLOCK * apart;
-            const uint16_t *scales = w->scales + k * w->rows;
-            int64_t r = from;
-            for (; r + LINE <= to; r += LINE) full(x, y + r, codes + r / 2, scales + r, apart);
-            if (r < to) half(x, y + r, codes + r / 2, scales + r, apart);
+    const int64_t all = (w->out + LONG - 1) / LONG, to = all * (part + 1) / w->parts;
+    for (int64_t tile = all * part / w->parts; tile < to; tile++) {
+        const uint8_t *codes = w->codes + tile * w->blocks * (BLOCK * LONG / 2);
+        const uint16_t *scales = w->scales + tile * w->blocks * LONG;
+        const int64_t left = w->out - tile * LONG, rows = left < LONG ? left : LONG;
+        for (int64_t b = 0; b < w->batch; b++) {
+            float y[LONG] = {0};
+            if (left > SHORT) long_tile(w->x + b, y, codes, scales);
+            else short_tile(w->x + b, y, codes, scales);
+            memcpy(w->y + b * w->out + tile * LONG, y, (size_t)rows * sizeof(float));
         }
     }
 }
@@ -191,24 +265,21 @@ static void lines(void *context, int64_t part) {
 INTARSIA_API int64_t intarsia_skipping(const float *x, float *y, int64_t batch, const uint8_t *codes,
                                        const uint16_t *scales, const float *limit, int64_t out,
                                        int64_t cols, int threads) {
-    const int64_t blocks = (cols + BLOCK - 1) / BLOCK, rows = (out + HALF - 1) / HALF * HALF;
+    const int64_t blocks = (cols + BLOCK - 1) / BLOCK, room = (blocks + 1) * BLOCK + AHEAD;
+    const size_t each = (size_t)(blocks * (int64_t)sizeof(piece) + room * 5);
     if (!batch || !out) return 0;
-    kept *some = malloc((size_t)(batch * blocks) * sizeof(kept) + 1);
-    float *sums = malloc((size_t)(batch * rows) * sizeof(float));
-    if (!some || !sums) {
-        free(some), free(sums);
-        return OUT_OF_MEMORY;
+    kept *rows = malloc((size_t)batch * (sizeof(kept) + each));
+    if (!rows) return OUT_OF_MEMORY;
+    piece *pieces = (piece *)(rows + batch);
+    int32_t *at = (int32_t *)(pieces + batch * blocks);
+    int8_t *q = (int8_t *)(at + batch * room);
+    for (int64_t b = 0; b < batch; b++) {
+        rows[b] = (kept){pieces + b * blocks, q + b * room, at + b * room, 0};
+        kept_of(x + b * cols, cols, *limit, rows + b);
     }
-    for (int64_t b = 0; b < batch; b++)
-        for (int64_t k = 0; k < blocks; k++) {
-            const int64_t left = cols - k * BLOCK;
-            kept_of(x + b * cols + k * BLOCK, left < BLOCK ? left : BLOCK, *limit, some + b * blocks + k);
-        }
-    job w = {some, sums, codes, scales, out, rows, batch, blocks, 1};
+    job w = {rows, y, codes, scales, out, batch, blocks, 1};
     w.parts = parts_of(out * cols / 2, threads);
-    intarsia_parallel(lines, &w, w.parts, threads);
-    for (int64_t b = 0; b < batch; b++)
-        memcpy(y + b * out, sums + b * rows, (size_t)out * sizeof(float));
-    free(some), free(sums);
+    intarsia_parallel(tiles, &w, w.parts, threads);
+    free(rows);
     return 0;
 }

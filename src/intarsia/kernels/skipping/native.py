@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core.errors import ShapeError
 from .. import native
 from ..blockint.naive import BLOCK
-from .naive import HALF
+from .naive import SHORT
 
 FEW = 4  # rows of x: each reads its own columns
 
@@ -28,13 +28,13 @@ def check(codes: Tensor, scales: Tensor, limit: Tensor, shape: tuple[int, int]) 
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
     The weight is stored in K blocks of 32 inputs, its rows filled up to R, a multiple of 64.
-    codes: (K, 32, R / 2) uint8, by column, see `naive.columnwise`; scales: (K, R) float16; limit:
-      (1,) float32, inputs of at most this size are left out; shape: (out, in) of the weight.
+    codes: (16 R K,) uint8, scales: (R K,) float16, by column, see `naive.columnwise`; limit: (1,)
+      float32, inputs of at most this size are left out; shape: (out, in) of the weight.
     """
-    rows, blocks = -(-shape[0] // HALF) * HALF, -(-shape[1] // BLOCK)
+    rows, blocks = -(-shape[0] // SHORT) * SHORT, -(-shape[1] // BLOCK)
     stored = {
-        "codes": (codes, (blocks, BLOCK, rows // 2), torch.uint8),
-        "scales": (scales, (blocks, rows), torch.float16),
+        "codes": (codes, (rows * blocks * BLOCK // 2,), torch.uint8),
+        "scales": (scales, (rows * blocks,), torch.float16),
         "limit": (limit, (1,), torch.float32),
     }
     for name, (tensor, size, dtype) in stored.items():
