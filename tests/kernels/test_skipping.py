@@ -18,7 +18,7 @@ from ..toys import drawn
 from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
-SIZES = ((1, 1), (64, 32), (65, 33), (130, 100), (192, 300), (576, 64))
+SIZES = ((1, 1), (64, 32), (65, 33), (130, 100), (192, 300), (576, 64), (1100, 40))
 
 
 def stored(out: int, width: int, limit: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def test_it_gives_what_its_twin_gives(size: tuple[int, int], limit: float, build
 
 def test_the_twin_is_the_product_with_what_is_kept() -> None:
     made = torch.Generator().manual_seed(0)
-    for rows in (64, 128, 320):
+    for rows in (64, 128, 320, 512, 1216):
         codes = torch.randint(0, 16, (rows, 2, 32), dtype=torch.uint8, generator=made)
         scales = torch.rand(rows, 2, generator=made).half()
         there = columnwise(codes, scales)

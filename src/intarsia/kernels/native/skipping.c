@@ -1,18 +1,18 @@
 /* y = x W^T over the columns with |x| above a limit, W in 4 bits, 32 inputs with a scale each.
  *
- * Rows stand in tiles of 128, and the last 64 of an odd number in a short one. In a tile the codes of
- * a column stand together, so that a column that is left out is not read. codes: (tiles, blocks, 32,
- * 64) uint8, and (blocks, 32, 32) of the short tile behind them; scales: (tiles, blocks, 128) float16
- * and (blocks, 64). Of the 16 L bytes of a column, L = 4 or 2, byte 16 l + 4 t + e has row
- * 4 L t + 4 l + e in the low nibble, and row 16 L + ... in the high one: four columns that are
- * interleaved then give neighbouring rows.
+ * Rows stand in tiles of 512, filled up to a multiple of 64 in the last one. In a tile the codes of a
+ * column stand together, so that a column that is left out is not read: codes: (tiles, blocks, 32,
+ * 256) uint8, of the last tile fewer; scales: (tiles, blocks, 512) float16. A column has lines of 64
+ * bytes for 128 rows, and one of 32 for the last 64 of an odd number. Of a line with L = 4 or 2 lanes
+ * of 16 bytes, byte 16 l + 4 t + e has row 4 L t + 4 l + e in the low nibble, and row 16 L + ... in
+ * the high one: four columns that are interleaved then give neighbouring rows.
  *
  * x: (batch, cols) float32; y: (batch, out). The rest is as in blockint.c: what is left of a block of
  * x is rounded to int8 with a scale, and a block that is not finite makes y NaN.
  */
 #include "products.h"
 
-enum { BLOCK = 32, LONG = 128, SHORT = 64, OFFSET = 8, AHEAD = 64 };
+enum { BLOCK = 32, TILE = 512, LINE = 128, HALF = 64, OFFSET = 8, AHEAD = 32 };
 
 /* A block of which something is kept: its columns end before number `end` of all that are kept. */
 typedef struct {
@@ -123,41 +123,36 @@ ALWAYS int32_t four_of(const int8_t *q) {
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
-static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
+/* The rows of a line for a block: y + their sums. apart: bytes from a column to the next. */
+ALWAYS void full(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                 const uint16_t *scales, int64_t apart) {
     const __m512i low = _mm512_set1_epi8(15);
-    __m512 sums[8];
-    for (int v = 0; v < 8; v++) sums[v] = _mm512_setzero_ps();
-    int64_t j = 0;
-    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
-        __m512i dots[8];
-        for (int v = 0; v < 8; v++) dots[v] = _mm512_set1_epi32(p->shift);
-        const uint16_t *own = scales + LONG * p->block;
-        for (int i = 0; i < 4; i++) _mm_prefetch((const char *)(own + 4 * LONG + 32 * i), _MM_HINT_T0);
-        for (; j < p->end; j += 4) {
-            const __m512i given = _mm512_set1_epi32(four_of(x->q + j));
-            __m512i c[4];
-            for (int i = 0; i < 4; i++) {
-                c[i] = _mm512_loadu_si512(codes + 64 * (int64_t)x->at[j + i]);
-                _mm_prefetch((const char *)codes + 64 * (int64_t)x->at[j + i + AHEAD], _MM_HINT_T0);
-            }
-            const __m512i a = _mm512_unpacklo_epi8(c[0], c[1]), b = _mm512_unpackhi_epi8(c[0], c[1]);
-            const __m512i d = _mm512_unpacklo_epi8(c[2], c[3]), e = _mm512_unpackhi_epi8(c[2], c[3]);
-            const __m512i rows[4] = {_mm512_unpacklo_epi16(a, d), _mm512_unpackhi_epi16(a, d),
-                                     _mm512_unpacklo_epi16(b, e), _mm512_unpackhi_epi16(b, e)};
-            for (int t = 0; t < 4; t++) {
-                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(rows[t], 4), low);
-                dots[t] = _mm512_dpbusd_epi32(dots[t], _mm512_and_si512(rows[t], low), given);
-                dots[t + 4] = _mm512_dpbusd_epi32(dots[t + 4], high, given);
-            }
+    __m512i dots[8];
+    for (int v = 0; v < 8; v++) dots[v] = _mm512_set1_epi32(p->shift);
+    for (; j < p->end; j += 4) {
+        const __m512i given = _mm512_set1_epi32(four_of(x->q + j));
+        __m512i c[4];
+        for (int i = 0; i < 4; i++) {
+            c[i] = _mm512_loadu_si512(codes + apart * x->at[j + i]);
+            _mm_prefetch((const char *)codes + apart * x->at[j + i + AHEAD], _MM_HINT_T0);
         }
-        const __m512 step = _mm512_set1_ps(p->step);
-        for (int v = 0; v < 8; v++) {
-            const __m256i halves = _mm256_loadu_si256((const __m256i *)(own + 16 * v));
-            const __m512 both = _mm512_mul_ps(step, _mm512_cvtph_ps(halves));
-            sums[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[v]), both, sums[v]);
+        const __m512i a = _mm512_unpacklo_epi8(c[0], c[1]), b = _mm512_unpackhi_epi8(c[0], c[1]);
+        const __m512i d = _mm512_unpacklo_epi8(c[2], c[3]), e = _mm512_unpackhi_epi8(c[2], c[3]);
+        const __m512i rows[4] = {_mm512_unpacklo_epi16(a, d), _mm512_unpackhi_epi16(a, d),
+                                 _mm512_unpacklo_epi16(b, e), _mm512_unpackhi_epi16(b, e)};
+        for (int t = 0; t < 4; t++) {
+            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(rows[t], 4), low);
+            dots[t] = _mm512_dpbusd_epi32(dots[t], _mm512_and_si512(rows[t], low), given);
+            dots[t + 4] = _mm512_dpbusd_epi32(dots[t + 4], high, given);
         }
     }
-    for (int v = 0; v < 8; v++) _mm512_storeu_ps(y + 16 * v, sums[v]);
+    const __m512 step = _mm512_set1_ps(p->step);
+    for (int v = 0; v < 8; v++) {
+        const __m256i halves = _mm256_loadu_si256((const __m256i *)(scales + 16 * v));
+        const __m512 both = _mm512_mul_ps(step, _mm512_cvtph_ps(halves));
+        const __m512 before = _mm512_loadu_ps(y + 16 * v);
+        _mm512_storeu_ps(y + 16 * v, _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[v]), both, before));
+    }
 }
 #endif
 
@@ -170,93 +165,100 @@ ALWAYS __m256i dot_x8(__m256i sum, __m256i codes, __m256i x) {
 #endif
 }
 
-/* 32 bytes of each column, part `h` of a tile of L lanes. */
-ALWAYS void bytes_32(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, const int L,
-                     const int h) {
+/* 32 bytes of each column, part `h` of a line of L lanes. */
+ALWAYS void bytes_32(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                     const uint16_t *scales, int64_t apart, const int L, const int h) {
     const __m256i low = _mm256_set1_epi8(15);
-    int64_t j = 0;
-    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
-        __m256i dots[8];
-        for (int v = 0; v < 8; v++) dots[v] = _mm256_set1_epi32(p->shift);
-        for (; j < p->end; j += 4) {
-            const __m256i given = _mm256_set1_epi32(four_of(x->q + j));
-            __m256i c[4];
-            for (int i = 0; i < 4; i++) {
-                const uint8_t *from = codes + 32 * h;
-                c[i] = _mm256_loadu_si256((const __m256i *)(from + 16 * L * (int64_t)x->at[j + i]));
-                _mm_prefetch((const char *)from + 16 * L * (int64_t)x->at[j + i + AHEAD], _MM_HINT_T0);
-            }
-            const __m256i a = _mm256_unpacklo_epi8(c[0], c[1]), b = _mm256_unpackhi_epi8(c[0], c[1]);
-            const __m256i d = _mm256_unpacklo_epi8(c[2], c[3]), e = _mm256_unpackhi_epi8(c[2], c[3]);
-            const __m256i rows[4] = {_mm256_unpacklo_epi16(a, d), _mm256_unpackhi_epi16(a, d),
-                                     _mm256_unpacklo_epi16(b, e), _mm256_unpackhi_epi16(b, e)};
-            for (int t = 0; t < 4; t++) {
-                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(rows[t], 4), low);
-                dots[t] = dot_x8(dots[t], _mm256_and_si256(rows[t], low), given);
-                dots[t + 4] = dot_x8(dots[t + 4], high, given);
-            }
+    __m256i dots[8];
+    for (int v = 0; v < 8; v++) dots[v] = _mm256_set1_epi32(p->shift);
+    for (codes += 32 * h; j < p->end; j += 4) {
+        const __m256i given = _mm256_set1_epi32(four_of(x->q + j));
+        __m256i c[4];
+        for (int i = 0; i < 4; i++) {
+            c[i] = _mm256_loadu_si256((const __m256i *)(codes + apart * x->at[j + i]));
+            _mm_prefetch((const char *)codes + apart * x->at[j + i + AHEAD], _MM_HINT_T0);
         }
-        const __m256 step = _mm256_set1_ps(p->step);
-        for (int v = 0; v < 8; v++) {
-            const int at = 4 * L * v + 8 * h;
-            const uint16_t *own = scales + 32 * L * p->block + at;
-            const __m256 both = _mm256_mul_ps(step, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)own)));
-            const __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[v]), both, _mm256_loadu_ps(y + at));
-            _mm256_storeu_ps(y + at, sum);
+        const __m256i a = _mm256_unpacklo_epi8(c[0], c[1]), b = _mm256_unpackhi_epi8(c[0], c[1]);
+        const __m256i d = _mm256_unpacklo_epi8(c[2], c[3]), e = _mm256_unpackhi_epi8(c[2], c[3]);
+        const __m256i rows[4] = {_mm256_unpacklo_epi16(a, d), _mm256_unpackhi_epi16(a, d),
+                                 _mm256_unpacklo_epi16(b, e), _mm256_unpackhi_epi16(b, e)};
+        for (int t = 0; t < 4; t++) {
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(rows[t], 4), low);
+            dots[t] = dot_x8(dots[t], _mm256_and_si256(rows[t], low), given);
+            dots[t + 4] = dot_x8(dots[t + 4], high, given);
         }
+    }
+    const __m256 step = _mm256_set1_ps(p->step);
+    for (int v = 0; v < 8; v++) {
+        const int at = 4 * L * v + 8 * h;
+        const __m128i halves = _mm_loadu_si128((const __m128i *)(scales + at));
+        const __m256 both = _mm256_mul_ps(step, _mm256_cvtph_ps(halves)), before = _mm256_loadu_ps(y + at);
+        _mm256_storeu_ps(y + at, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[v]), both, before));
     }
 }
 
 #if !(defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__))
-static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
-    for (int h = 0; h < 2; h++) bytes_32(x, y, codes, scales, 4, h);
+ALWAYS void full(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                 const uint16_t *scales, int64_t apart) {
+    for (int h = 0; h < 2; h++) bytes_32(x, p, j, y, codes, scales, apart, 4, h);
 }
 #endif
-static void short_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
-    bytes_32(x, y, codes, scales, 2, 0);
+ALWAYS void half(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                 const uint16_t *scales, int64_t apart) {
+    bytes_32(x, p, j, y, codes, scales, apart, 2, 0);
 }
 #else
-ALWAYS void tile_of(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, const int L) {
-    int64_t j = 0;
-    for (const piece *p = x->pieces; p < x->pieces + x->count; p++) {
-        int32_t low[SHORT], high[SHORT];
-        for (int i = 0; i < 16 * L; i++) low[i] = high[i] = p->shift;
-        for (; j < p->end; j++) {
-            const uint8_t *column = codes + 16 * L * (int64_t)x->at[j];
-            const int32_t q = x->q[j];
-            for (int i = 0; i < 16 * L; i++) {
-                low[i] += q * (column[i] & 15);
-                high[i] += q * (column[i] >> 4);
-            }
-        }
-        const uint16_t *own = scales + 32 * L * p->block;
+ALWAYS void line_of(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                    const uint16_t *scales, int64_t apart, const int L) {
+    int32_t low[HALF], high[HALF];
+    for (int i = 0; i < 16 * L; i++) low[i] = high[i] = p->shift;
+    for (; j < p->end; j++) {
+        const uint8_t *column = codes + apart * x->at[j];
+        const int32_t q = x->q[j];
         for (int i = 0; i < 16 * L; i++) {
-            const int l = i / 16, t = i % 16 / 4, r = 4 * L * t + 4 * l + i % 4, up = r + 16 * L;
-            y[r] += (float)low[i] * (of_f16(own[r]) * p->step);
-            y[up] += (float)high[i] * (of_f16(own[up]) * p->step);
+            low[i] += q * (column[i] & 15);
+            high[i] += q * (column[i] >> 4);
         }
     }
+    for (int i = 0; i < 16 * L; i++) {
+        const int l = i / 16, t = i % 16 / 4, r = 4 * L * t + 4 * l + i % 4, up = r + 16 * L;
+        y[r] += (float)low[i] * (of_f16(scales[r]) * p->step);
+        y[up] += (float)high[i] * (of_f16(scales[up]) * p->step);
+    }
 }
-static void long_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
-    tile_of(x, y, codes, scales, 4);
+ALWAYS void full(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                 const uint16_t *scales, int64_t apart) {
+    line_of(x, p, j, y, codes, scales, apart, 4);
 }
-static void short_tile(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales) {
-    tile_of(x, y, codes, scales, 2);
+ALWAYS void half(const kept *x, const piece *p, int64_t j, float *y, const uint8_t *codes,
+                 const uint16_t *scales, int64_t apart) {
+    line_of(x, p, j, y, codes, scales, apart, 2);
 }
 #endif
 
+/* y: zeros for the rows of a tile. */
+ALWAYS void tile_of(const kept *x, float *y, const uint8_t *codes, const uint16_t *scales, const int64_t rows) {
+    int64_t first = 0;
+    for (const piece *p = x->pieces; p < x->pieces + x->count; first = p->end, p++) {
+        const uint16_t *own = scales + rows * p->block;
+        int64_t r = 0;
+        for (; r + LINE <= rows; r += LINE) full(x, p, first, y + r, codes + r / 2, own + r, rows / 2);
+        if (r < rows) half(x, p, first, y + r, codes + r / 2, own + r, rows / 2);
+    }
+}
+
 static void tiles(void *context, int64_t part) {
     const job here = *(const job *)context, *w = &here;
-    const int64_t all = (w->out + LONG - 1) / LONG, to = all * (part + 1) / w->parts;
+    const int64_t all = (w->out + TILE - 1) / TILE, to = all * (part + 1) / w->parts;
     for (int64_t tile = all * part / w->parts; tile < to; tile++) {
-        const uint8_t *codes = w->codes + tile * w->blocks * (BLOCK * LONG / 2);
-        const uint16_t *scales = w->scales + tile * w->blocks * LONG;
-        const int64_t left = w->out - tile * LONG, rows = left < LONG ? left : LONG;
+        const uint8_t *codes = w->codes + tile * w->blocks * (BLOCK * TILE / 2);
+        const uint16_t *scales = w->scales + tile * w->blocks * TILE;
+        const int64_t left = w->out - tile * TILE, rows = left < TILE ? left : TILE;
         for (int64_t b = 0; b < w->batch; b++) {
-            float y[LONG] = {0};
-            if (left > SHORT) long_tile(w->x + b, y, codes, scales);
-            else short_tile(w->x + b, y, codes, scales);
-            memcpy(w->y + b * w->out + tile * LONG, y, (size_t)rows * sizeof(float));
+            float y[TILE] = {0};
+            if (rows == TILE) tile_of(w->x + b, y, codes, scales, TILE);
+            else tile_of(w->x + b, y, codes, scales, (rows + HALF - 1) / HALF * HALF);
+            memcpy(w->y + b * w->out + tile * TILE, y, (size_t)rows * sizeof(float));
         }
     }
 }

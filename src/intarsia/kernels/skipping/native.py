@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core.errors import ShapeError
 from .. import native
 from ..blockint.naive import BLOCK
-from .naive import SHORT
+from .naive import HALF
 
 FEW = 4  # rows of x: each reads its own columns
 
@@ -31,7 +31,7 @@ def check(codes: Tensor, scales: Tensor, limit: Tensor, shape: tuple[int, int]) 
     codes: (16 R K,) uint8, scales: (R K,) float16, by column, see `naive.columnwise`; limit: (1,)
       float32, inputs of at most this size are left out; shape: (out, in) of the weight.
     """
-    rows, blocks = -(-shape[0] // SHORT) * SHORT, -(-shape[1] // BLOCK)
+    rows, blocks = -(-shape[0] // HALF) * HALF, -(-shape[1] // BLOCK)
     stored = {
         "codes": (codes, (rows * blocks * BLOCK // 2,), torch.uint8),
         "scales": (scales, (rows * blocks,), torch.float16),
