@@ -68,8 +68,10 @@ class ByColumn(Format):
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the weight, whatever the limit is."""
-        codes = skipping.rowwise(stored["codes"]).float() - 8
-        return (codes * stored["scales"].float().T[..., None]).flatten(1)[: shape[0], : shape[1]]
+        blocks = -(-shape[1] // blockint.BLOCK)
+        codes, scales = skipping.rowwise(stored["codes"], stored["scales"], blocks)
+        weight = (codes.float() - 8) * scales.float()[..., None]
+        return weight.flatten(1)[: shape[0], : shape[1]]
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return x W^T over the inputs above the limit, rounded as the kernel rounds them."""
@@ -223,8 +225,9 @@ def by_column(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scales = stored["scales"].transpose(1, 2).flatten(0, 1)  # (R, K)
     missing = -len(codes) % 64
     codes = nn.functional.pad(codes, (0, 0, 0, 0, 0, missing), value=8)
-    scales = nn.functional.pad(scales, (0, 0, 0, missing)).T.contiguous()
-    return {"codes": skipping.columnwise(codes), "scales": scales, "limit": torch.zeros(1)}
+    scales = nn.functional.pad(scales, (0, 0, 0, missing))
+    codes, scales = skipping.columnwise(codes, scales)
+    return {"codes": codes, "scales": scales, "limit": torch.zeros(1)}
 
 
 def verdict(names: Sequence[str], loss: Mapping[str, float], better: Mapping[str, str]) -> str:
