@@ -1,7 +1,7 @@
 /* One signature for the products of all formats: a weight is a few numbers (bound.py makes them). */
 #include "products.h"
 
-enum product { DENSE, BITMASK, COLUMNS, GQSA, TERNARY, BLOCKINT, SKIPPING };
+enum product { DENSE, BITMASK, COLUMNS, GQSA, TERNARY, BLOCKINT };
 enum { BEHIND = 32, GROUP = 16 }; /* of ternary.c and gqsa.h */
 
 /* Rows of x with zeros behind; NULL without memory. */
@@ -48,8 +48,6 @@ INTARSIA_API int64_t intarsia_product(const int64_t *w, const float *x, float *y
     case GQSA: return gqsa(w, x, y, batch, threads);
     case TERNARY: return ternary(w, x, y, batch, threads);
     case BLOCKINT: return intarsia_blockint(x, y, batch, AT(4), AT(5), rows, cols, kind, threads);
-    case SKIPPING:
-        return intarsia_skipping(x, y, batch, AT(3), AT(4), AT(5), rows, cols, threads);
     default: return 1;
     }
 }

@@ -30,9 +30,6 @@ INTARSIA_API int64_t intarsia_ternary(const float *x, float *y, int64_t batch, i
 INTARSIA_API int64_t intarsia_blockint(const float *x, float *y, int64_t batch,
                                        const uint8_t *codes, const uint16_t *scales, int64_t rows,
                                        int64_t cols, int bits, int threads);
-INTARSIA_API int64_t intarsia_skipping(const float *x, float *y, int64_t batch,
-                                       const uint8_t *codes, const uint16_t *scales,
-                                       const float *limit, int64_t out, int64_t cols, int threads);
 
 /* A product by the numbers that describe its weight: a kind of PRODUCTS in bound.py, rows, columns,
  * then what the kernel wants, tensors by their addresses. */
