@@ -63,7 +63,7 @@ ALWAYS void bundle_of(const job *w, int64_t bundle, int64_t b0, const int B, con
                 more[b] = _mm512_dpbusd_epi32(more[b], second, _mm512_set1_epi32(word_of(x, g + 4)));
             }
         }
-        _mm_prefetch((const char *)codes + 4096, _MM_HINT_T0);
+        for (int i = 0; i < bits; i++) _mm_prefetch((const char *)codes + 4096 + 64 * i, _MM_HINT_T0);
         const __m512 step = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
         for (int b = 0; b < B; b++) {
             const __m512 both = _mm512_mul_ps(step, _mm512_set1_ps(w->steps[at + b * w->blocks]));
