@@ -218,7 +218,10 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
     gaps = [difference(row) for row in done]
     behind = [row["data"] for row, (gap, error) in zip(done, gaps, strict=True) if gap < -error]
     ahead = _mean([gap for gap, _ in gaps], "the best converged probe")
-    lines = [f"On {len(done)} of {of} tasks, {ahead}; the target was +2, the interval above 0."]
+    low, _ = t_interval([100 * gap for gap, _ in gaps])
+    met = "met" if low > 0 and 100 * fmean(gap for gap, _ in gaps) >= 2 else "not met"
+    lines = [f"On {len(done)} of {of} tasks, {ahead}."]
+    lines += [f"The target, +2 with the interval above 0, was {met}."]
     names = ", ".join(name.partition("/")[2] for name in behind) or "none"
     lines.append(f"More than one standard error behind it: {names} (the target was none).")
     peers = peers_of(done)

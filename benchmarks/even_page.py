@@ -39,9 +39,10 @@ Validation parts are not trained on; the temperature of the tempered loss is fit
 Test parts are looked at once. The tasks of `fresh` are those of the pairs' confirmation
 (mosa_pairs.md), the seeds are others; nothing is chosen by this table.
 
-**The linear arm is withdrawn**: its head was trained in steps, at one rate for all tasks, and at 56
-px alone. A logistic regression that is fitted to the end, at the best size of each backbone, is the
-baseline of auto.md; `intarsia bench` has had it since. Adapters are compared with each other here.
+**The linear arm** is a logistic regression on the frozen features of the same 56 px, fitted to the
+end, its penalty chosen on folds (run again on 2026-12-03 with `--methods linear`); a rate it has
+none. AdaptFormer is ahead of it on `mini` and level with it on `fresh`. At the best size of the
+better backbone it is far stronger, and the baseline of auto.md.
 
     few="--profile few --protocol even --seeds 20,21,22,23,24 --threads 1"
     intarsia bench mini $few --out runs/even-mini
