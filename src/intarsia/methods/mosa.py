@@ -48,7 +48,7 @@ class Mosa(OverMethod):
     to +2.32; 15 pairs) in the claim mosa-long; by a protocol that was fixed beforehand, on new sets
     with a rate chosen for each, -0.57 (-1.16 to +0.03; 72 pairs), and -0.17 (-0.62 to +0.29; 72
     pairs) with 1,000 images seen 20 times. Its calibration error is 8.1 points lower there, and its
-    loss is lower, until one temperature is fitted. Tuned alike with 28 other methods it is 19th by
+    loss is lower, until one temperature is fitted. Tuned alike with 28 other methods it is 20th by
     the mean over six new tasks (-0.98, -2.52 to +0.15; 18 pairs) and 7th by the mean over fifteen
     older ones (+0.64, -0.13 to +1.44; 15 pairs; docs/benchmarks/even.md). With 1,000 images of
     those fifteen, five split bottlenecks are 0.33 points (+0.01 to +0.70) above the same whole, and

@@ -439,8 +439,8 @@ CLAIMS = (
         ),
         effect=UnknownEffect(
             "The official page says that the score returns to about a single domain's score (306.3 "
-            "where mixing has 295.8), without its own figure. Half of the gap is ours, as it was "
-            "set before the first run."
+            "where mixing has 295.8), without its own figure. Half of the gap is ours. An expert's "
+            "output is multiplied by the router's probability here, in the paper by 1."
         ),
         sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
         "the same active rank suffers (arXiv:2401.16160, abstract).",

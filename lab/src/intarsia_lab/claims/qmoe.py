@@ -212,7 +212,8 @@ CLAIMS = (
         unit="times smaller",
         work="4096 x 4096 matrices of experts",
         sentence="Words of ternary digits (QMoE, arXiv:2310.16795) are twenty times smaller than "
-        "bfloat16 where 88.5 % of the weights are 0, offsets and levels counted.",
+        "bfloat16 where 88.5 % of the weights are 0, offsets and levels counted: drawn matrices; "
+        "two of SmolLM2's own, rounded to as many zeros and more, are 17 and 24 times smaller.",
         baseline="the same 4096 x 4096 matrices in bfloat16; the least of the seeds",
         target=20.0,
         effect=Effect(20.0, "arXiv:2310.16795, abstract: 20x compression"),

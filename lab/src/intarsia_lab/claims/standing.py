@@ -18,14 +18,15 @@ def _keys(text: str) -> frozenset[str]:
 
 # the paper's own question, against the paper's own rival, however small
 CONTRASTS = _keys("""
-bdwp bi dass-by-hand dsl dsnot gaussian-moe llava-mole lsr-idf mixlora moa momentum mos-saving mosa
+bdwp bi dass-by-hand dsl dsnot gaussian-moe lsr-idf mixlora moa momentum mos-saving mosa
 onerec-preference poly-heads random-search recombiner rmoe sms sparse-ift squarehead transport-loss
 uni-moe
 """)
 # another question, a simulator, or one part of what the paper has
 VARIANTS = _keys("""
-comet deepspeed-moe evomoe fast-convnets gqsa hecate lt-sft m2trec moe-x moetuner prosper-bars s2ft
-seuf-expert slime sparse-bytenn sparsey-memory tutel union-of-experts zcode-m3-merge
+comet deepspeed-moe evomoe fast-convnets gqsa hecate llava-mole lt-sft m2trec moe-x moetuner
+prosper-bars s2ft seuf-expert slime sparse-bytenn sparsey-memory tutel union-of-experts
+zcode-m3-merge
 """)
 # true by construction, by counting, or of this code alone: never counted as evidence
 CHECKS = _keys("""
