@@ -44,8 +44,8 @@ SAFE = "Convert its safetensors: intarsia compress FOLDER --format blockint"
 class GgufModel:
     """GGUF file with its tensors mapped, and the model of transformers that it describes.
 
-    path: of the file; host: the model, with room for weights that nobody has written; names: of its
-    tensors in the file; tensors: of the file by name, as `gguf.GGUFReader` has them.
+    path: of the file; host: the model, its weights on the meta device; names: of its tensors in the
+    file; tensors: of the file by name, as `gguf.GGUFReader` has them.
     """
 
     path: Path
@@ -150,6 +150,7 @@ def open_gguf(path: str | Path) -> GgufModel:
         _complete(config, fields, tensors, tokenizer)
         with no_init_weights():
             host: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        _forget_weights(host)
         host.tie_weights()
         paths = set(host.state_dict())
         if config.tie_word_embeddings:
@@ -183,7 +184,6 @@ def packed_gguf(
     """
     # what is rounded, for the line that says so
     host, rounded = file.host, Counter[str]()
-    owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
     matrices = {f"{layer}.weight": layer for layer in matrices_of(host, ())}
     groups: dict[int, dict[str, dict[str, Tensor]]] = {}
     for path, layer in matrices.items():
@@ -194,10 +194,12 @@ def packed_gguf(
     if head != "same":
         settings = {"bits": 8 if head is None else int(head), "exact": head is None}
         in_head = dict([_stored(file, source, settings["bits"], rounded, settings["exact"])])
+    owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
     unpacked = owners.keys() - matrices.keys() - ({"lm_head.weight"} if in_head else set())
     dtype = _narrowest(file, unpacked)
-    for path in sorted(unpacked):
-        owners[path].data = file.numbers(path, dtype)
+    floats = {path: file.numbers(path, dtype) for path in sorted(unpacked)}
+    host.load_state_dict(floats, strict=False, assign=True)
+    host.tie_weights()
     host.config.dtype = dtype
     # a plan names its layers where another one has the rest
     plans = [(n, some, tuple(some) if len(groups) > 1 else ()) for n, some in groups.items()]
@@ -209,6 +211,14 @@ def packed_gguf(
     if progress and rounded:
         progress("; ".join(f"{count} matrices {kind}" for kind, count in sorted(rounded.items())))
     return host
+
+
+def _forget_weights(host: nn.Module) -> None:
+    """Put weights that nobody has written on the meta device; buffers stay."""
+    for module in host.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach().to("meta"))
 
 
 def _embedding(host: Any) -> str:
