@@ -27,7 +27,7 @@ from ..kernels.experts import act_name
 from ..mixtures.experts import StackedExperts
 from ..mixtures.mixture import Mixture
 from ..mixtures.packed_experts import PackedExperts, PackedStack, PackedStock
-from ..offloading.resident import SLOTS
+from ..offloading.mapped import SLOTS, MappedSlots
 from ..offloading.slots import Slots
 from ..routers.topk import TopKRouter
 
@@ -120,8 +120,9 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
     yield ProductStep(scores, src, *router)
     yield RouteStep(gates, scores, active, share)
     # 2. the experts, each on the rows that were routed to it
-    if SLOTS in vars(block.experts):
-        reader = OffloadedExperts(*vars(block.experts)[SLOTS])
+    slots = vars(block.experts).get(SLOTS)
+    if slots is not None and not isinstance(slots[0], MappedSlots):
+        reader = OffloadedExperts(*slots)
         programs = [expert_steps(reader.weights(), rows, act)]
         yield MixStep(dst, src, gates, rows, programs, reader)
     else:
@@ -129,7 +130,8 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
         act = _act_of(shell.act) if isinstance(shell, StackedExperts) else act
         weights = (expert_weights(block.experts, expert) for expert in range(count))
         programs = [expert_steps(matrices, rows, act) for matrices in weights]
-        yield MixStep(dst, src, gates, rows, programs)
+        reader = None if slots is None else MappedExperts(*slots)
+        yield MixStep(dst, src, gates, rows, programs, reader)
     # 3. the shared expert: a mixture of one, with a gate of its own
     if "shared_expert" in block._modules:
         score, gate, shared = Value("score", 1), Value("share", 1), Value("shared", width)
@@ -215,26 +217,14 @@ def _matrices(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [*both.chunk(2), down]
 
 
-class OffloadedExperts:
-    """Reader that brings a layer's experts from disk into the one program of its mixture.
+class MappedExperts:
+    """Reader that brings the pages of a layer's packed experts, which have programs of their own.
 
     slots: memory of the experts that are resident; layer: its number there.
     """
 
     def __init__(self, slots: Slots, layer: int) -> None:
         self.slots, self.layer = slots, layer
-        # any slot shows types and sizes; its content is not read before `bring`
-        self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
-        self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
-
-    def weights(self) -> list[Weight]:
-        """Return gate, up and down of the expert that was brought last."""
-
-        def product(index: int) -> Callable[[Tensor], Tensor]:
-            # by torch; `tensors` is read when it is called, when another expert may be there
-            return lambda x: x @ self.tensors[index].float().T
-
-        return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]
 
     def begin(self, experts: list[int]) -> None:
         """Begin to read the experts that are not in memory.
@@ -249,13 +239,8 @@ class OffloadedExperts:
             raise
 
     def bring(self, expert: int) -> None:
-        """Wait until an expert is in memory, and let the program read it there.
-
-        Raises: CheckpointError for an expert that is cut short or changed.
-        """
-        self.tensors = _matrices(self.slots.expert(self.layer, expert))
-        for bound, matrix in zip(self.bounds, self.tensors, strict=True):
-            bound.point_to(matrix)
+        """Wait until an expert is in memory.  Raises: CheckpointError for one that is damaged."""
+        self.slots.expert(self.layer, expert)
 
     def end(self) -> None:
         """Let go of the experts, and begin to read those that later layers will probably need."""
@@ -264,6 +249,34 @@ class OffloadedExperts:
             self.slots.guess()
         finally:
             self.slots.turn.release()
+
+
+class OffloadedExperts(MappedExperts):
+    """Reader that brings a layer's experts from disk into the one program of its mixture."""
+
+    def __init__(self, slots: Slots, layer: int) -> None:
+        super().__init__(slots, layer)
+        # any slot shows types and sizes; its content is not read before `bring`
+        self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
+        self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
+
+    def weights(self) -> list[Weight]:
+        """Return gate, up and down of the expert that was brought last."""
+
+        def product(index: int) -> Callable[[Tensor], Tensor]:
+            # by torch; `tensors` is read when it is called, when another expert may be there
+            return lambda x: x @ self.tensors[index].float().T
+
+        return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]
+
+    def bring(self, expert: int) -> None:
+        """Wait until an expert is in memory, and let the program read it there.
+
+        Raises: CheckpointError for an expert that is cut short or changed.
+        """
+        self.tensors = _matrices(self.slots.expert(self.layer, expert))
+        for bound, matrix in zip(self.bounds, self.tensors, strict=True):
+            bound.point_to(matrix)
 
 
 def mixture_objection(module: nn.Module) -> str:
@@ -286,7 +299,7 @@ def mixture_objection(module: nn.Module) -> str:
         stored = list(module.buffers())
         bound = all(t.is_contiguous() and t.device.type == "cpu" for t in stored)
         return "" if bound else f"no kernel for {module.form}"
-    if SLOTS in vars(module):
+    if SLOTS in vars(module) and not isinstance(vars(module)[SLOTS][0], MappedSlots):
         slots, layer = vars(module)[SLOTS]
         types = {tensor.dtype for _, tensor in slots.store.views(layer, slots.arena[0])}
         strange = sorted(map(str, types - dense.KINDS.keys()))

@@ -178,7 +178,7 @@ def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
         for expert in used:
             if reader is not None:
                 reader.bring(expert)
-            program = step.experts[0 if reader is not None else expert]
+            program = step.experts[expert if len(step.experts) > 1 else 0]
             rows = gates[:, expert].nonzero().flatten()
             memory = {step.rows.name: x[rows]}
             nowhere = rows.new_zeros(0)  # no step of an expert reads tokens or places

@@ -224,19 +224,20 @@ class NativeDecoder:
         fits = step.dst.width == step.src.width == step.rows.width
         # one memory each: the kernel clears dst, and experts overwrite rows
         names = {step.dst.name, step.src.name, step.gates.name, step.rows.name}
-        fits = fits and len(names) == 4 and len(programs) == (1 if step.reader else count)
+        fits = (
+            fits and len(names) == 4 and len(programs) in ((1, count) if step.reader else (count,))
+        )
         _check(step, fits and len({len(program) for program in programs}) == 1)
         _check(step, all(isinstance(s, ExpertStep) for program in programs for s in program))
         # an expert leaves its result where it found its inputs
         _check(step, all(program[-1].dst == step.rows for program in programs))
         table = torch.tensor([self._row(s) for program in programs for s in program])
         sizes = {"experts": count, "steps": len(programs[0])}
-        # a reader changes the weights of the one program; else that of expert e begins at row
-        # e * stride of the table
+        # that of expert e begins at row e * stride of the table; a reader may change the weights
+        # of one program for all
+        sizes["stride"] = len(programs[0]) if len(programs) == count else 0
         if step.reader is not None:
             sizes["read"] = self._reading(step, step.reader)
-        else:
-            sizes["stride"] = len(programs[0])
         places = self._place("src", step.src) | self._place("other", step.gates)
         return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
 

@@ -185,8 +185,8 @@ class MixStep:
 
     rows: the value that a program of an expert reads and overwrites, row by row; dst, src and rows
     have one width. experts: the programs, E of as many steps, products, norms, gates and sums.
-    reader: None = all experts are in memory; else there is one program; its products have the
-    weights of the expert that the reader brought last.
+    reader: None = all experts are in memory; else it brings each before its products. With one
+    program alone for all experts, that has the weights of the expert that was brought last.
     """
 
     dst: Value
