@@ -16,7 +16,8 @@ from ..placement.cache import Cache, Key
 from .slots import Slots
 
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
-DROP, POPULATE = 4, 22  # MADV_DONTNEED, and MADV_POPULATE_READ since Linux 5.14
+# MADV_DONTNEED, MADV_NOHUGEPAGE, and MADV_POPULATE_READ since Linux 5.14
+DROP, SMALL_PAGES, POPULATE = 4, 15, 22
 MAPS = Path("/proc/self/maps")
 
 
@@ -46,6 +47,10 @@ class MappedStore:
         if not _are_of_files(self.held):
             got, want = "packed experts in memory", "experts mapped from a file, on Linux"
             raise TargetError("model to offload", got=got, want=want, fix=fix)
+        # a large page would bring an expert's neighbours
+        for tensor in self.held:
+            begin = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
+            advise(begin, tensor.data_ptr() + tensor.nbytes - begin, SMALL_PAGES)
         for layer in self.layers:
             for runs in layer:
                 _drop(runs)
