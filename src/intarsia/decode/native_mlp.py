@@ -15,6 +15,7 @@ from ..kernels import dense, native
 from ..kernels.decoder import (
     ACTS,
     AddStep,
+    ClampStep,
     DecoderStep,
     ExpertStep,
     GateStep,
@@ -129,7 +130,7 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
         shell = getattr(block.experts, "shell", block.experts)  # of packed experts
         act = _act_of(shell.act) if isinstance(shell, StackedExperts) else act
         weights = (expert_weights(block.experts, expert) for expert in range(count))
-        programs = [expert_steps(matrices, rows, act) for matrices in weights]
+        programs = [expert_steps(matrices, rows, _of(shell, act)) for matrices in weights]
         reader = None if slots is None else MappedExperts(*slots)
         yield MixStep(dst, src, gates, rows, programs, reader)
     # 3. the shared expert: a mixture of one, with a gate of its own
@@ -149,6 +150,9 @@ def _router(block: Any) -> tuple[Weight, int, str]:
         active, share = router.config.active, SHARES[router.scale]
         bias = None if router.bias is None else router.bias.detach()
         return dense_weight(router.weight.detach(), bias), active, share
+    if hasattr(block, "router"):  # GPT-OSS
+        weight = dense_weight(block.router.weight.detach(), block.router.bias.detach())
+        return weight, block.router.top_k, SHARES["renormalised"]
     # Mixtral's weights always sum to 1, others have a setting
     sums_to_one = getattr(block.gate, "norm_topk_prob", True)
     share = SHARES["renormalised" if sums_to_one else "prob"]
@@ -161,11 +165,38 @@ def _act_of(act: nn.Module) -> str:
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
 
-def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
+class Clamped(NamedTuple):
+    """Activation of pairs of a gate and what it multiplies, as `ClampStep` has it."""
+
+    alpha: float
+    limit: float
+
+
+def _of(shell: Any, act: str) -> str | Clamped:
+    """Return the activation of experts: a name, or the numbers of GPT-OSS's."""
+    return Clamped(shell.alpha, shell.limit) if _is_interleaved(shell) else act
+
+
+def _is_interleaved(shell: Any) -> bool:
+    """Return True for experts whose rows of gate and up alternate, as GPT-OSS has them."""
+    return not getattr(shell, "is_concatenated", True) and hasattr(shell, "alpha")
+
+
+def expert_steps(weights: Sequence[Weight], rows: Value, act: str | Clamped) -> list[ExpertStep]:
     """Return the program of an expert, rows = down(act(gate rows) up rows).
 
-    rows: its inputs, overwritten by its outputs; act: of `kernels.decoder`.
+    weights: gate, up and down, or both and down where act is of pairs; rows: its inputs,
+    overwritten by its outputs; act: of `kernels.decoder`.
     """
+    if isinstance(act, Clamped):
+        both, down = weights
+        wide = both.bound.sides[0]
+        pairs, hidden = Value(f"pairs {wide}", wide), Value(f"hidden {wide // 2}", wide // 2)
+        return [
+            ProductStep(pairs, rows, *both),
+            ClampStep(hidden, pairs, *act),
+            ProductStep(rows, hidden, *down),
+        ]
     gate, up, down = weights
     inner = gate.bound.sides[0]  # hidden units: W has the sides (out, in)
     gate_value, up_value, hidden = _hidden_values(inner)
@@ -188,12 +219,13 @@ def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
 
 
 def expert_weights(experts: Any, expert: int) -> list[Weight]:
-    """Return gate, up and down of an expert in memory.
+    """Return gate, up and down of an expert in memory; both in one where their rows alternate.
 
     experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`).
     """
     shell, stacks = getattr(experts, "shell", experts), getattr(experts, "stacks", {})
     parts = OURS if isinstance(shell, StackedExperts) else STOCK
+    parts = dict.fromkeys(parts, 1) if _is_interleaved(shell) else parts
     weights: list[Weight] = []
     for name, count in parts.items():
         bias = getattr(shell, f"{name}_bias", None)
@@ -299,6 +331,9 @@ def mixture_objection(module: nn.Module) -> str:
         stored = list(module.buffers())
         bound = all(t.is_contiguous() and t.device.type == "cpu" for t in stored)
         return "" if bound else f"no kernel for {module.form}"
+    if getattr(module, "is_transposed", False) and hasattr(module, "down_proj"):
+        # packed ones have lost their matrices
+        return "experts stored as (in, out), unless they are packed"
     if SLOTS in vars(module) and not isinstance(vars(module)[SLOTS][0], MappedSlots):
         slots, layer = vars(module)[SLOTS]
         types = {tensor.dtype for _, tensor in slots.store.views(layer, slots.arena[0])}

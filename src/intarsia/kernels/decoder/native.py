@@ -18,6 +18,7 @@ from .steps import (
     SHARES,
     AddStep,
     AttendStep,
+    ClampStep,
     ClipStep,
     DecoderStep,
     EmbedStep,
@@ -35,7 +36,7 @@ from .steps import (
 
 KINDS = (
     *(EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep),
-    *(RouteStep, MixStep, SquashStep),
+    *(RouteStep, MixStep, SquashStep, ClampStep),
 )
 FIELDS = (  # of a row, as in decoder.h
     *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
@@ -164,7 +165,7 @@ class NativeDecoder:
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(
-        self, step: NormStep | ProductStep | GateStep | AddStep | RouteStep
+        self, step: NormStep | ProductStep | GateStep | ClampStep | AddStep | RouteStep
     ) -> dict[str, int]:
         """Return fields of the kernels' table for a step that reads a value: field -> number."""
         if isinstance(step, NormStep):
@@ -187,6 +188,11 @@ class NativeDecoder:
             fits = step.dst.width == step.src.width and step.dst.name != step.src.name
             _check(step, fits and 0 < step.active <= step.src.width)
             return {"size": step.active, "act": SHARES.index(step.share)}
+        if isinstance(step, ClampStep):
+            # pairs are read when their place is written, so that it needs other memory
+            apart = step.dst.name != step.src.name
+            _check(step, apart and step.src.width == 2 * step.dst.width and step.limit > 0)
+            return {"number": _bits(step.alpha), "limit": _bits(step.limit)}
         _check(step, step.dst.width == step.src.width == step.other.width)
         act = ACTS.index(step.act) if isinstance(step, GateStep) else 0
         return {**self._place("other", step.other), "act": act}
@@ -216,6 +222,9 @@ class NativeDecoder:
         sizes |= {"sink": sink, "window": step.window}
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
         kind |= {"limit": _bits(step.limit)}
+        if step.idle is not None:
+            _check(step, step.idle.shape == (step.heads,))
+            kind |= {"weight": self._hold(step.idle.float())}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _mixture(self, step: MixStep) -> dict[str, int]:
