@@ -65,10 +65,7 @@ def packed_mixture(
 
 
 def _is_plain(source: Checkpoint, path: str) -> bool:
-    """Return True if experts are matrices of floating-point numbers, and stored as these.
-
-    Biases may lie next to them, one for each expert.
-    """
+    """Return True if experts are matrices of floating-point numbers, perhaps with biases."""
     keys = [key for key in source.where if key.startswith(f"{path}.") and not key.endswith(BIAS)]
     # gate, up and down of each expert, or two stacks for all of them
     count = 2 if f"{path}.down_proj" in source.where else 3 * count_of(source, path)
