@@ -20,13 +20,21 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 import intarsia
@@ -100,6 +108,20 @@ HOSTS: dict[str, Callable[[], Any]] = {
     "qwen2": lambda: build(Qwen2ForCausalLM, Qwen2Config),
     "qwen3": lambda: build(Qwen3ForCausalLM, Qwen3Config, head_dim=32),
     "phi3": lambda: build(Phi3ForCausalLM, Phi3Config),
+}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+INNER = {"moe_intermediate_size": 32}
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: build(
+        MixtralForCausalLM, MixtralConfig, num_local_experts=4, head_dim=32, sliding_window=None
+    ),
+    "olmoe": lambda: build(OlmoeForCausalLM, OlmoeConfig, **EXPERTS),
+    "qwen2moe": lambda: build(
+        Qwen2MoeForCausalLM, Qwen2MoeConfig, **EXPERTS, **INNER, shared_expert_intermediate_size=64
+    ),
+    "qwen3moe": lambda: build(
+        Qwen3MoeForCausalLM, Qwen3MoeConfig, **EXPERTS, **INNER, head_dim=32, norm_topk_prob=True
+    ),
 }
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPECIAL = ["<|end|>", "<|user|>"]
@@ -213,6 +235,39 @@ def test_every_tensor_is_the_model_s(quant: str, tokenizer: Any, tmp_path: Path)
         assert exact or not np.array_equal(tensors[name], want)
 
 
+@pytest.mark.parametrize("quant", ["f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_expert_is_the_model_s(name: str, quant: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = MIXTURES[name]()
+    path = export_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer, quant=quant, report=quiet)
+    fields, tensors = read(path)
+    kind = fields["general.architecture"]
+    assert kind == ("llama" if name == "mixtral" else name)
+    assert fields[f"{kind}.expert_count"] == 4 and fields[f"{kind}.expert_used_count"] == 2
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
+    block = model.model.layers[1].mlp
+    both, down = block.experts.gate_up_proj.detach(), block.experts.down_proj.detach()
+    inner = both.shape[1] // 2
+    wanted = {
+        "ffn_gate_exps": both[:, :inner], "ffn_up_exps": both[:, inner:], "ffn_down_exps": down,
+        "ffn_gate_inp": block.gate.weight.detach(),
+    }  # fmt: skip
+    if name == "qwen2moe":
+        assert fields["qwen2moe.expert_shared_feed_forward_length"] == 64
+        wanted |= {
+            "ffn_gate_inp_shexp": block.shared_expert_gate.weight.detach()[0],
+            "ffn_down_shexp": block.shared_expert.down_proj.weight.detach(),
+        }
+    for own, numbers in wanted.items():
+        want, got = numbers.numpy(), tensors[f"blk.1.{own}.weight"]
+        exact = quant == "f32" or "gate_inp" in own
+        assert types[f"blk.1.{own}.weight"] == ("F32" if exact else quant.upper())
+        step = 0.0 if exact else {"q8_0": 1 / 200, "q4_0": 0.14}[quant] * float(np.abs(want).max())
+        assert got.shape == want.shape and np.abs(got - want).max() <= step
+    # two stacks for the model's one of gate and up
+    assert len(tensors) == len(model.state_dict()) + 2
+
+
 def test_a_tied_head_is_written_once(tokenizer: Any, tmp_path: Path) -> None:
     model = HOSTS["tied"]()
     _, tensors = read(export_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer, report=quiet))
@@ -289,6 +344,12 @@ def test_what_llama_cpp_has_no_word_for_is_refused(tokenizer: Any, tmp_path: Pat
     assert "rows of 48" in error(llama(intermediate_size=48), ConfigError, quant="q4_0").got
     assert error(llama(), ConfigError, name="m.bin").got.endswith("m.bin")
     error(llama(), UnknownName, quant="q2_k")
+    summed = build(OlmoeForCausalLM, OlmoeConfig, **EXPERTS, norm_topk_prob=True)
+    assert error(summed).got is True and "norm_topk_prob" in error(summed).what
+    dense = build(Qwen3MoeForCausalLM, Qwen3MoeConfig, **EXPERTS, **INNER, norm_topk_prob=True,
+                  mlp_only_layers=[0])  # fmt: skip
+    assert error(dense).got == [0]
+    assert error(build(OlmoeForCausalLM, OlmoeConfig, **EXPERTS, clip_qkv=8.0)).got == 8.0
     assert not list(tmp_path.iterdir())
 
 
@@ -386,9 +447,9 @@ def evaluated(path: Path, ids: Sequence[int], **settings: Any) -> np.ndarray:
     return np.array(runner.scores[: len(ids)])
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", [*HOSTS, *MIXTURES])
 def test_llama_cpp_says_the_same(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    model, ids = HOSTS[name](), rows(40)
+    model, ids = (HOSTS | MIXTURES)[name](), rows(40)
     want = logits(model, ids)[0].numpy()
     for quant, tolerance in (("f32", 1e-5), ("bf16", 0.03), ("q8_0", 0.1)):
         export_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer, quant=quant, report=quiet)

@@ -16,6 +16,7 @@ from intarsia.kernels import dense, native
 from intarsia.kernels.decoder import (
     AddStep,
     AttendStep,
+    ClampStep,
     ClipStep,
     DecoderStep,
     EmbedStep,
@@ -79,6 +80,7 @@ def program(
             for act in ("silu", "gelu", "gelu_pytorch_tanh", "relu")
         ),
         GateStep(up, Value("both", 35, 35), Value("both", 35), "silu"),
+        ClampStep(up, Value("both", 70), 1.702, 0.6),
         product(Value("logits", 11), up, 7),
         SquashStep(Value("logits", 11), 0.4),
     ]
@@ -120,6 +122,22 @@ def test_scores_and_values_have_a_limit_as_in_the_twin(limit: float, build: str)
         results.append(NaiveDecoder(some)(*rows) if kind is NaiveDecoder else kind(some, 8)(*ROWS))
     assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
     assert float(results[1].abs().max()) <= 1.001 * limit
+
+
+@pytest.mark.parametrize("idle", [-30.0, 0.0, 5.0, 90.0])
+@pytest.mark.parametrize("window", [0, 4])
+def test_heads_attend_to_nothing_as_in_the_twin(idle: float, window: int, build: str) -> None:
+    attend = next(i for i, s in enumerate(program(12, 4, 2)[0]) if isinstance(s, AttendStep))
+    results: list[Tensor] = []
+    for kind in (NaiveDecoder, NativeDecoder):
+        steps, _ = program(12, 4, 2, window=window)
+        step: Any = steps[attend]
+        steps = [*steps[:attend], replace(step, idle=idle + drawn(4, seed=3))]
+        rows = [torch.tensor(numbers) for numbers in ROWS]
+        naive = kind is NaiveDecoder
+        results.append(NaiveDecoder(steps)(*rows) if naive else NativeDecoder(steps, 8)(*ROWS))
+    assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    assert (float(results[1].abs().max()) < 1e-20) == (idle == 90)
 
 
 @pytest.mark.parametrize(("sink", "window"), [(0, 1), (0, 5), (3, 1), (3, 6), (12, 4), (0, 0)])
@@ -172,7 +190,8 @@ def test_a_run_of_a_prompt_gives_what_the_twin_gives(
         results: list[list[Tensor]] = []
         for kind in (NativeDecoder, NaiveDecoder):
             cache = LayerCache(*(torch.zeros(2, groups, room, size).to(dtype) for _ in "kv"), sink)
-            step = AttendStep(Value("y", heads * size), q, k, v, cache, heads, 0.3, window, 4.0)
+            y, idle = Value("y", heads * size), drawn(heads, seed=3) + 2
+            step = AttendStep(y, q, k, v, cache, heads, 0.3, window, 4.0, idle)
             program = NativeDecoder([embed, step], rows + 2) if kind is NativeDecoder else None
             naive, outputs = NaiveDecoder([embed, step]), list[Tensor]()
             for first in range(0, length - rows, rows):  # with a row of another text on both sides

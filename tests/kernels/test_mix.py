@@ -217,7 +217,7 @@ def test_mixtures_that_do_not_fit_are_refused() -> None:
         replace(mix, experts=[[rotate]] * 6),
         replace(mix, experts=[mix.experts[0][:1]] * 6),
         replace(mix, rows=Value("rows", WIDTH - 1)),
-        replace(mix, reader=Shelf(6)),
+        replace(mix, reader=Shelf(6), experts=mix.experts[:5]),
     ):
         with pytest.raises(ShapeError):
             NativeDecoder([*steps, bad], 2)

@@ -53,7 +53,7 @@ from .one_token import has_hooks
 KINDS = (
     *("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2"),
     *("gemma", "gemma2", "gemma3_text"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"),
 )
 OFFSETS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")  # their weight w is stored as w - 1
 SQUASHED = ("gemma2",)  # scores have a limit, which others have as a setting without effect
@@ -349,19 +349,23 @@ def _attention(
         yield RotateStep(q, heads, *rotation)
         yield RotateStep(k, groups, *rotation)
     # 3. attention over the slot's cache, output projection, residual
-    out = Value("heads", wide)
+    out, idle = Value("heads", wide), getattr(attention, "sinks", None)  # of GPT-OSS
     for run in runs:
-        share, key = heads // groups * sizes.size, (run.count * sizes.size, run.first * sizes.size)
+        each = heads // groups
+        share, key = each * sizes.size, (run.count * sizes.size, run.first * sizes.size)
         yield AttendStep(
             _columns(out, run.count * share, run.first * share),
             _columns(q, run.count * share, run.first * share),
             _columns(k, *key),
             _columns(v, *key),
             run.cache,
-            run.count * heads // groups,
+            run.count * each,
             attention.scaling,
             run.window,
             _score_limit(attention),
+            None
+            if idle is None
+            else idle.detach()[each * run.first : each * (run.first + run.count)],
         )
     yield product_step(attention.o_proj, h, out)
     if norm_before is None or hasattr(layer, "pre_feedforward_layernorm"):  # OLMo 2; Gemma 2, 3
@@ -406,7 +410,9 @@ def _rotation(body: Any, length: int, kind: str | None) -> tuple[Tensor, Tensor]
     # kind: of the layer, where layers have rotations of their own
     further = () if kind is None else (kind,)
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *further)
-    return cos[0], sin[0]
+    # GPT-OSS has a number for each pair
+    both = 2 if model_type_of(body) == "gpt_oss" else 1
+    return cos[0].repeat(1, both), sin[0].repeat(1, both)
 
 
 def _kind_of_rotation(body: Any, layer: Any) -> str | None:

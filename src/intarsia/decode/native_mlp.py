@@ -15,6 +15,7 @@ from ..kernels import dense, native
 from ..kernels.decoder import (
     ACTS,
     AddStep,
+    ClampStep,
     DecoderStep,
     ExpertStep,
     GateStep,
@@ -27,7 +28,7 @@ from ..kernels.experts import act_name
 from ..mixtures.experts import StackedExperts
 from ..mixtures.mixture import Mixture
 from ..mixtures.packed_experts import PackedExperts, PackedStack, PackedStock
-from ..offloading.resident import SLOTS
+from ..offloading.mapped import SLOTS, MappedSlots
 from ..offloading.slots import Slots
 from ..routers.topk import TopKRouter
 
@@ -120,16 +121,18 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
     yield ProductStep(scores, src, *router)
     yield RouteStep(gates, scores, active, share)
     # 2. the experts, each on the rows that were routed to it
-    if SLOTS in vars(block.experts):
-        reader = OffloadedExperts(*vars(block.experts)[SLOTS])
+    slots = vars(block.experts).get(SLOTS)
+    if slots is not None and not isinstance(slots[0], MappedSlots):
+        reader = OffloadedExperts(*slots)
         programs = [expert_steps(reader.weights(), rows, act)]
         yield MixStep(dst, src, gates, rows, programs, reader)
     else:
         shell = getattr(block.experts, "shell", block.experts)  # of packed experts
         act = _act_of(shell.act) if isinstance(shell, StackedExperts) else act
         weights = (expert_weights(block.experts, expert) for expert in range(count))
-        programs = [expert_steps(matrices, rows, act) for matrices in weights]
-        yield MixStep(dst, src, gates, rows, programs)
+        programs = [expert_steps(matrices, rows, _of(shell, act)) for matrices in weights]
+        reader = None if slots is None else MappedExperts(*slots)
+        yield MixStep(dst, src, gates, rows, programs, reader)
     # 3. the shared expert: a mixture of one, with a gate of its own
     if "shared_expert" in block._modules:
         score, gate, shared = Value("score", 1), Value("share", 1), Value("shared", width)
@@ -147,6 +150,9 @@ def _router(block: Any) -> tuple[Weight, int, str]:
         active, share = router.config.active, SHARES[router.scale]
         bias = None if router.bias is None else router.bias.detach()
         return dense_weight(router.weight.detach(), bias), active, share
+    if hasattr(block, "router"):  # GPT-OSS
+        weight = dense_weight(block.router.weight.detach(), block.router.bias.detach())
+        return weight, block.router.top_k, SHARES["renormalised"]
     # Mixtral's weights always sum to 1, others have a setting
     sums_to_one = getattr(block.gate, "norm_topk_prob", True)
     share = SHARES["renormalised" if sums_to_one else "prob"]
@@ -159,11 +165,38 @@ def _act_of(act: nn.Module) -> str:
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
 
-def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
+class Clamped(NamedTuple):
+    """Activation of pairs of a gate and what it multiplies, as `ClampStep` has it."""
+
+    alpha: float
+    limit: float
+
+
+def _of(shell: Any, act: str) -> str | Clamped:
+    """Return the activation of experts: a name, or the numbers of GPT-OSS's."""
+    return Clamped(shell.alpha, shell.limit) if _is_interleaved(shell) else act
+
+
+def _is_interleaved(shell: Any) -> bool:
+    """Return True for experts whose rows of gate and up alternate, as GPT-OSS has them."""
+    return not getattr(shell, "is_concatenated", True) and hasattr(shell, "alpha")
+
+
+def expert_steps(weights: Sequence[Weight], rows: Value, act: str | Clamped) -> list[ExpertStep]:
     """Return the program of an expert, rows = down(act(gate rows) up rows).
 
-    rows: its inputs, overwritten by its outputs; act: of `kernels.decoder`.
+    weights: gate, up and down, or both and down where act is of pairs; rows: its inputs,
+    overwritten by its outputs; act: of `kernels.decoder`.
     """
+    if isinstance(act, Clamped):
+        both, down = weights
+        wide = both.bound.sides[0]
+        pairs, hidden = Value(f"pairs {wide}", wide), Value(f"hidden {wide // 2}", wide // 2)
+        return [
+            ProductStep(pairs, rows, *both),
+            ClampStep(hidden, pairs, *act),
+            ProductStep(rows, hidden, *down),
+        ]
     gate, up, down = weights
     inner = gate.bound.sides[0]  # hidden units: W has the sides (out, in)
     gate_value, up_value, hidden = _hidden_values(inner)
@@ -186,12 +219,13 @@ def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
 
 
 def expert_weights(experts: Any, expert: int) -> list[Weight]:
-    """Return gate, up and down of an expert in memory.
+    """Return gate, up and down of an expert in memory; both in one where their rows alternate.
 
     experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`).
     """
     shell, stacks = getattr(experts, "shell", experts), getattr(experts, "stacks", {})
     parts = OURS if isinstance(shell, StackedExperts) else STOCK
+    parts = dict.fromkeys(parts, 1) if _is_interleaved(shell) else parts
     weights: list[Weight] = []
     for name, count in parts.items():
         bias = getattr(shell, f"{name}_bias", None)
@@ -215,26 +249,14 @@ def _matrices(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [*both.chunk(2), down]
 
 
-class OffloadedExperts:
-    """Reader that brings a layer's experts from disk into the one program of its mixture.
+class MappedExperts:
+    """Reader that brings the pages of a layer's packed experts, which have programs of their own.
 
     slots: memory of the experts that are resident; layer: its number there.
     """
 
     def __init__(self, slots: Slots, layer: int) -> None:
         self.slots, self.layer = slots, layer
-        # any slot shows types and sizes; its content is not read before `bring`
-        self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
-        self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
-
-    def weights(self) -> list[Weight]:
-        """Return gate, up and down of the expert that was brought last."""
-
-        def product(index: int) -> Callable[[Tensor], Tensor]:
-            # by torch; `tensors` is read when it is called, when another expert may be there
-            return lambda x: x @ self.tensors[index].float().T
-
-        return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]
 
     def begin(self, experts: list[int]) -> None:
         """Begin to read the experts that are not in memory.
@@ -249,13 +271,8 @@ class OffloadedExperts:
             raise
 
     def bring(self, expert: int) -> None:
-        """Wait until an expert is in memory, and let the program read it there.
-
-        Raises: CheckpointError for an expert that is cut short or changed.
-        """
-        self.tensors = _matrices(self.slots.expert(self.layer, expert))
-        for bound, matrix in zip(self.bounds, self.tensors, strict=True):
-            bound.point_to(matrix)
+        """Wait until an expert is in memory.  Raises: CheckpointError for one that is damaged."""
+        self.slots.expert(self.layer, expert)
 
     def end(self) -> None:
         """Let go of the experts, and begin to read those that later layers will probably need."""
@@ -264,6 +281,34 @@ class OffloadedExperts:
             self.slots.guess()
         finally:
             self.slots.turn.release()
+
+
+class OffloadedExperts(MappedExperts):
+    """Reader that brings a layer's experts from disk into the one program of its mixture."""
+
+    def __init__(self, slots: Slots, layer: int) -> None:
+        super().__init__(slots, layer)
+        # any slot shows types and sizes; its content is not read before `bring`
+        self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
+        self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
+
+    def weights(self) -> list[Weight]:
+        """Return gate, up and down of the expert that was brought last."""
+
+        def product(index: int) -> Callable[[Tensor], Tensor]:
+            # by torch; `tensors` is read when it is called, when another expert may be there
+            return lambda x: x @ self.tensors[index].float().T
+
+        return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]
+
+    def bring(self, expert: int) -> None:
+        """Wait until an expert is in memory, and let the program read it there.
+
+        Raises: CheckpointError for an expert that is cut short or changed.
+        """
+        self.tensors = _matrices(self.slots.expert(self.layer, expert))
+        for bound, matrix in zip(self.bounds, self.tensors, strict=True):
+            bound.point_to(matrix)
 
 
 def mixture_objection(module: nn.Module) -> str:
@@ -286,7 +331,10 @@ def mixture_objection(module: nn.Module) -> str:
         stored = list(module.buffers())
         bound = all(t.is_contiguous() and t.device.type == "cpu" for t in stored)
         return "" if bound else f"no kernel for {module.form}"
-    if SLOTS in vars(module):
+    if getattr(module, "is_transposed", False) and hasattr(module, "down_proj"):
+        # packed ones have lost their matrices
+        return "experts stored as (in, out), unless they are packed"
+    if SLOTS in vars(module) and not isinstance(vars(module)[SLOTS][0], MappedSlots):
         slots, layer = vars(module)[SLOTS]
         types = {tensor.dtype for _, tensor in slots.store.views(layer, slots.arena[0])}
         strange = sorted(map(str, types - dense.KINDS.keys()))

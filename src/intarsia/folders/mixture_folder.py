@@ -17,6 +17,7 @@ from ..offloading.resident import model_without_experts
 from ..offloading.store import Checkpoint, count_of, experts_of, renamed
 from ..sparse.swap.compress import Compress, check_layers, targets
 
+BIAS = "_proj_bias"  # the end of a name, for all experts of a layer
 ReadExpert = Callable[[int], dict[str, Tensor]]
 
 
@@ -26,7 +27,7 @@ def packed_mixture(
     """Open a folder of save_pretrained and pack it; None for a model that has to be opened whole.
 
     That is one without stacks of experts, with experts that the format cannot store or the change
-    leaves out, or with more of each than its matrices: biases, or scales of a quantised folder.
+    leaves out, or with more of each than matrices and biases: scales of a quantised folder.
     Otherwise the memory of the packed model is needed, and of all that is not packed; numbers are
     those that `intarsia.compress` packs, with its `force`.
 
@@ -43,7 +44,9 @@ def packed_mixture(
         return None
     if not all(_is_plain(source, path) for path in readers):
         return None
-    rest = [k for k in source.where if not any(k.startswith(f"{path}.") for path in readers)]
+    # biases of experts stay as they are
+    packed = tuple(f"{path}." for path in readers)
+    rest = [k for k in source.where if not k.startswith(packed) or k.endswith(BIAS)]
     experts = {renamed(path): count_of(source, path) for path in readers}
     try:
         weights = {renamed(key): source.tensor(key) for key in rest}
@@ -51,7 +54,8 @@ def packed_mixture(
     except CheckpointError:
         return None  # another layout, which transformers may know
     by_path = {renamed(path): read for path, read in readers.items()}
-    stacks = {f"{path}.{name}" for path, read in by_path.items() for name in read(0)}
+    names = {path: [n for n in read(0) if not n.endswith(BIAS)] for path, read in by_path.items()}
+    stacks = {f"{path}.{name}" for path, some in names.items() for name in some}
     if stacks != targets(model, change)[1].keys():
         return None
     plan = change.plan_of(model, (), 0, partial(_matrices, by_path, dict(model.named_modules())))
@@ -61,8 +65,8 @@ def packed_mixture(
 
 
 def _is_plain(source: Checkpoint, path: str) -> bool:
-    """Return True if experts are matrices of floating-point numbers alone, and stored as these."""
-    keys = [key for key in source.where if key.startswith(f"{path}.")]
+    """Return True if experts are matrices of floating-point numbers, perhaps with biases."""
+    keys = [key for key in source.where if key.startswith(f"{path}.") and not key.endswith(BIAS)]
     # gate, up and down of each expert, or two stacks for all of them
     count = 2 if f"{path}.down_proj" in source.where else 3 * count_of(source, path)
     return len(keys) == count and "quantization_config" not in source.config

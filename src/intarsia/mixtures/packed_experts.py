@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,9 @@ from ..core.errors import CheckpointError, ConfigError, FoldError
 from ..kernels.experts import ends_of, stacked_matrices
 from .experts import Experts, StackedExperts
 from .experts_function import arguments
+
+# yields experts in their order, each when its weights may be read
+Turns = Callable[[list[int]], Iterator[int]]
 
 
 class PackedStack(nn.Module):
@@ -105,6 +108,7 @@ class PackedExperts(Experts):
     def __init__(self, shell: Any, stacks: Mapping[str, PackedStack]) -> None:
         super().__init__()
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
+        self.turns: Turns = iter
         # a packed gate is no attribute of the shell any more
         self.gated = "gate" in stacks or shell.gate is not None
 
@@ -137,7 +141,8 @@ class PackedExperts(Experts):
         """Yield each expert that has rows: its number and these rows."""
         # rows: (N, width); expert: (N,), ascending, so that each expert has one run of rows
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
-        yield from ((e, x) for e, x in enumerate(rows.split(loads)) if len(x))
+        runs = {e: x for e, x in enumerate(rows.split(loads)) if len(x)}
+        yield from ((e, runs[e]) for e in self.turns(list(runs)))
 
     def _hidden(self, x: Tensor, expert: int) -> Tensor:
         """Compute an expert's hidden units (n, h): act(gate x) * up x, or act(up x)."""
@@ -160,6 +165,7 @@ class PackedStock(nn.Module):
     def __init__(self, shell: Any, stacks: Mapping[str, PackedStack]) -> None:
         super().__init__()
         self.shell, self.stacks = shell, nn.ModuleDict(stacks)
+        self.turns: Turns = iter
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the mixture: each token's experts, weighted and summed.
@@ -173,9 +179,8 @@ class PackedStock(nn.Module):
         inner = "gate_up_proj" if shell.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
         count = cast(PackedStack, next(iter(self.stacks.values()))).sizes[0]
-        for expert in index.unique().tolist():
-            if expert >= count:
-                continue  # a choice that was masked out: no expert has this number
+        # a choice that was masked out has a number that no expert has
+        for expert in self.turns([e for e in index.unique().tolist() if e < count]):
             # tokens of this expert, and where among its k choices it stands
             token, slot = (index == expert).nonzero(as_tuple=True)
             y = self._linear(hidden[token], inner, expert)

@@ -20,19 +20,19 @@ from ..mixtures.experts_function import arguments, stock_experts
 from ..placement.cache import Cache, PolicyConfig, Residency
 from ..placement.expertflow import Predictive, Predictor
 from ..placement.policies import Expected, Lfu, Lru
+from .mapped import SLOTS, MappedSlots, MappedStore, attach_mapped
 from .slots import Slots, stride
-from .store import INDEX, ExpertStore, pack_experts
+from .store import INDEX, ExpertStore, check_unpacked, pack_experts
 
 SETTINGS = "generation_config.json"
 NAME = "intarsia_offload"  # name of the experts function in transformers' table
-SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 CHECKS = ("first", "always", "never")
 FEW = 1024  # number of (token, expert) pairs up to which a set is faster than torch
 Report = Callable[[str], None]
 
 
 def offload(
-    source: str | Path,
+    source: str | Path | nn.Module,
     *,
     slots: int | str | float,
     policy: PolicyConfig | None = None,
@@ -44,7 +44,8 @@ def offload(
     """Open a causal language model of transformers with only some of its experts in memory.
 
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
-    `store` first, an expert at a time.
+    `store` first, an expert at a time; or a model that was opened from a folder of `compress`, of
+    which packed experts are read from their mapped file, in place.
     slots: how many experts are in memory, of all layers together, as a number, a size such as
     "8GB", or a share below 1.
     policy: chooses the expert that gives up its slot for another; None = `Expected()`, or
@@ -57,8 +58,9 @@ def offload(
     `set_experts_implementation("eager")`: the same products in the same order. `generate` works as
     ever; `residency(model)` counts hits and reads.
 
-    Raises: ConfigError for slots that cannot be, with the bytes of an expert; CheckpointError for
-    files that are damaged, missing or of another model; TargetError for a model without experts.
+    Raises: ConfigError for slots that cannot be, with the bytes of an expert, or a packed folder
+    that has to be opened first; CheckpointError for files that are damaged, missing or of another
+    model; TargetError for a model without experts, or in memory.
     Not for training: there are no experts to be trained.
     """
     one_of("check", check, CHECKS)
@@ -66,14 +68,15 @@ def offload(
         got, fix = f"one with {policy}", "Leave policy out, or the predictor."
         raise ConfigError("predictor", got=got, want="one with Predictive()", fix=fix)
     policy = policy or (Expected() if predictor is None else Predictive())
-    expert_store = ExpertStore(_packed_store(Path(source), store, progress), check)
+    expert_store: ExpertStore | MappedStore
+    if isinstance(source, nn.Module):
+        expert_store = MappedStore(source)
+    else:
+        expert_store = ExpertStore(_packed_store(Path(source), store, progress), check)
     try:
         count = slot_count(slots, expert_store)
-        experts = dict.fromkeys(expert_store.paths, expert_store.experts)
-        model = model_without_experts(expert_store.folder, expert_store.rest(), experts)
         cache = Cache(count, policy.build(len(expert_store.layers), expert_store.experts))
-        arena = Slots(expert_store, cache)
-        _attach(model, expert_store, arena)
+        model, arena = _with_slots(source, expert_store, cache)
         if predictor is not None:
             # one token, so that a predictor of another model is refused here
             # checks the sizes of the prediction
@@ -87,10 +90,24 @@ def offload(
     return model
 
 
+def _with_slots(source: Any, store: Any, cache: Cache) -> tuple[Any, Slots]:
+    """Return a model whose experts are in slots, and the slots; source: the model, or a folder."""
+    if isinstance(store, MappedStore):
+        mapped = MappedSlots(store, cache)
+        attach_mapped(store, mapped)
+        return source, mapped
+    experts = dict.fromkeys(store.paths, store.experts)
+    model = model_without_experts(store.folder, store.rest(), experts)
+    slots = Slots(store, cache)
+    _attach(model, store, slots)
+    return model, slots
+
+
 def _packed_store(folder: Path, store: str | Path | None, progress: Report) -> Path:
     """Return the folder of packed experts for a source, and create it if there is none yet."""
     if (folder / INDEX).is_file():
         return folder
+    check_unpacked(folder)
     packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
     if not (packed / INDEX).is_file():
         progress(f"copying the experts of {folder} into {packed}, once: as many bytes again")
@@ -127,13 +144,13 @@ def slots_of(model: nn.Module) -> Slots:
     raise ConfigError("model", got=got, want="an offloaded one", fix=fix)
 
 
-def slot_count(slots: int | str | float, store: ExpertStore) -> int:
+def slot_count(slots: int | str | float, store: ExpertStore | MappedStore) -> int:
     """Convert a number of slots, a share or a size to a number of experts.
 
     slots: a number, a share of all experts (a float up to 1) or a size, as "4GB". Raises:
     ConfigError for fewer than two, or for text that is no size.
     """
-    experts = sum(len(layer["sha256"]) for layer in store.layers)
+    experts = store.total
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
     fix = f"For example: slots={max(2, experts // 4)}, or {_size_text(2 * stride(store.bytes))!r}."
     count: float = -1

@@ -37,15 +37,13 @@ class Slots:
     same decisions.
     """
 
-    def __init__(self, store: ExpertStore, cache: Cache) -> None:
-        """Allocate memory for `cache.slots` experts, and start the thread that reads."""
+    def __init__(self, store: ExpertStore, cache: Cache, places: list[Any] | None = None) -> None:
+        """Allocate memory for `cache.slots` experts, and start the thread that reads.
+
+        places: what the store reads into, for each slot; None = memory of an expert's size.
+        """
         self.store, self.cache = store, cache
-        try:
-            self.arena = torch.empty(cache.slots, stride(store.bytes), dtype=torch.uint8)
-        except (RuntimeError, MemoryError) as error:
-            got = f"no room for {cache.slots} experts of {store.bytes} bytes"
-            fix = f"Try slots={max(2, cache.slots // 2)}."
-            raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
+        self.places = self._allocate() if places is None else places
         self.seconds, self.bytes, self.layer = 0.0, 0, 0
         self.turn = threading.Lock()  # held from `ask` to `let_go`, since forwards may overlap
         self.in_use: Key | None = None  # the expert that is computed now
@@ -55,8 +53,18 @@ class Slots:
         self.guessing = True
         self.thread = BlockReader("experts")
         self.parts: dict[tuple[int, int], dict[str, Tensor]] = {}  # layer, slot -> its tensors
+
+    def _allocate(self) -> list[Any]:
+        """Allocate the slots.  Raises: ConfigError where memory has no room for them."""
+        count, size = self.cache.slots, self.store.bytes
+        try:
+            self.arena = torch.empty(count, stride(size), dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            got = f"no room for {count} experts of {size} bytes"
+            fix = f"Try slots={max(2, count // 2)}."
+            raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
         raw: Any = self.arena.numpy()
-        self.places = [memoryview(row) for row in raw]
+        return [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
         """Announce the experts that a layer is about to compute, and begin to read them."""
@@ -76,6 +84,15 @@ class Slots:
         The tensors are valid until another expert is requested.
         """
         key = layer, number
+        self._bring(key)
+        place = layer, self.cache.at[key]
+        # views of the slot's memory stay valid for whichever expert is in it
+        if (tensors := self.parts.get(place)) is None:
+            tensors = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
+        return tensors
+
+    def _bring(self, key: Key) -> None:
+        """Wait until an expert is in its slot, and begin to read the next ones."""
         if self.in_use != key:
             self._release_in_use()
             self._skip_to(key)
@@ -84,11 +101,6 @@ class Slots:
             self._wait_for(*self.taken.popleft())
             self.in_use = key
             self._look_ahead()
-        place = layer, self.cache.at[key]
-        # views of the slot's memory stay valid for whichever expert is in it
-        if (tensors := self.parts.get(place)) is None:
-            tensors = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
-        return tensors
 
     def let_go(self) -> None:
         """Release all experts of the layer: none is in use, and none is expected."""

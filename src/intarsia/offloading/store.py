@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import CheckpointError, TargetError
+from ..core.errors import CheckpointError, ConfigError, TargetError
 from ..core.files import check_target, read_json, repaired, write_json, writing
 from ..core.folders import check_kind
 from ..core.reading import copy_file, open_handle, open_tensors, read_tensors
@@ -38,6 +38,7 @@ from ..core.sealing import (
 )
 
 INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
+CHANGED = "intarsia.json"  # of a folder whose experts are packed by a format
 FORMAT = 1  # of a store; one that was written before there were numbers has none
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")
@@ -158,6 +159,7 @@ def pack_experts(
     experts; ConfigError where something else than the same store is at `store`.
     """
     source, store = Path(source), Path(store)
+    check_unpacked(source)
     check_target(store, own=store_names(store))
     checkpoint = Checkpoint(source)
     layers = experts_of(checkpoint)
@@ -183,6 +185,16 @@ def pack_experts(
         write_json(scratch / INDEX, sealed(record, files), None)
         check_same_result(scratch / INDEX, store / INDEX)
     return store
+
+
+def check_unpacked(folder: Path) -> None:
+    """Raise ConfigError for a folder that `compress` wrote: its experts are read where they are."""
+    if (folder / CHANGED).is_file():
+        fix = (
+            "Open it, and call intarsia.offload(model, slots=...), or intarsia serve with --slots."
+        )
+        got, want = "a folder of packed layers", "one of save_pretrained"
+        raise ConfigError(f"model {folder}", got=got, want=want, fix=fix)
 
 
 def store_names(store: Path) -> list[str]:
@@ -285,6 +297,7 @@ class ExpertStore:
             self.layers: list[dict[str, Any]] = content["layers"]
             self.paths = [str(layer["path"]) for layer in self.layers]
             self.experts = max(len(layer["sha256"]) for layer in self.layers)
+            self.total = sum(len(layer["sha256"]) for layer in self.layers)
             self.bytes = max(_bytes_of(layer) for layer in self.layers)
             self.files = [open_handle(self.folder / layer["file"]) for layer in self.layers]
         except (OSError, ValueError, KeyError, TypeError) as error:

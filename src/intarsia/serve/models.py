@@ -133,12 +133,15 @@ def _trunk(
     if dtype != "auto" and (slots is not None or is_changed(folder)):
         got, want = f"{dtype} for {source}", "auto: its weights keep the dtype of their file"
         raise ConfigError("--dtype", got=got, want=want, fix="Leave it out.")
-    if slots is None:
+    packed = slots is not None and is_changed(folder)
+    if slots is None or packed:
         model, tokenizer = open_language_model(source, dtype=dtype, progress=progress)
-    else:
-        model = offload(source, slots=slots, policy=policy, progress=progress)
+    if slots is not None:
+        of: Any = model if packed else source
+        model = offload(of, slots=slots, policy=policy, progress=progress)
         # the slots are an attribute of the module that has the experts
         expert_slots = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
+    if slots is not None and not packed:
         try:
             check_regular(source)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

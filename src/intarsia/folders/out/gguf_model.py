@@ -25,7 +25,7 @@ from .gguf_vocab import Vocabulary, vocabulary_of, write_vocabulary
 from .graphs import needs, target_of
 
 Report = Callable[[str], None]
-# transformers' class -> llama.cpp's architecture
+# transformers' class -> llama.cpp's architecture, of models without experts and with such
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
@@ -33,6 +33,15 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+MIXTURES = {
+    "MixtralForCausalLM": "llama",
+    "OlmoeForCausalLM": "olmoe",
+    "Qwen2MoeForCausalLM": "qwen2moe",
+    "Qwen3MoeForCausalLM": "qwen3moe",
+}
+# whether an architecture's shares of chosen experts sum to 1, where the model has a setting for it
+SUMS_TO_ONE = {"olmoe": False, "qwen2moe": False, "qwen3moe": True}
+ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # which llama.cpp keeps in float32
 QUANTS = ("f32", "bf16", "q8_0", "q4_0")
 BLOCK = 32  # weights of a row that share a scale
 # root mean square of a tensor's rounding relative to its weights' own, with room for outliers
@@ -42,6 +51,7 @@ HEADS = ("token_embd.weight", "output.weight")
 BIASES = {
     "llama": ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
     "qwen2": ["attn_q", "attn_k", "attn_v"],
+    "qwen2moe": ["attn_q", "attn_k", "attn_v"],
 }
 STOCK = "Fold it first: intarsia.fold(model). A mixture or a model with spans has no such file."
 
@@ -56,7 +66,7 @@ class GgufNames:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor with its rows in llama.cpp's order, by GGUF's name."""
-        state = self.model.state_dict()
+        state = state_of(self.model)
         for path, name in self.names.items():
             yield name, self.ordered(path, state[path])
 
@@ -97,13 +107,14 @@ def export_gguf(
 ) -> Path:
     """Write a Llama-like model and its tokenizer as one GGUF file, and read it back.
 
-    For Llama, Mistral, SmolLM2, Qwen2, Qwen3 and Phi-3 of transformers, with a byte-pair tokenizer
-    that splits text as one of llama.cpp's rules does; the chat template is written, too. Every
-    tensor of the file is compared with the model's.
+    For Llama, Mistral, SmolLM2, Qwen2, Qwen3 and Phi-3 of transformers, and for the mixtures
+    Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE, with a byte-pair tokenizer that splits text as one of
+    llama.cpp's rules does; the chat template is written, too. Every tensor of the file is compared
+    with the model's.
 
     quant: "f32"; "bf16"; "q8_0" and "q4_0" round the matrices in blocks of 32 weights, by the
       `gguf` package's own code. With "q4_0" embedding and head have 8 bits, as llama.cpp's own
-      files do. Norms and biases stay float32.
+      files do. Norms, biases and routers stay float32.
     path: *.gguf; report: is given a line of text.
     Raises: ExportError for a model or a tokenizer that llama.cpp has no words for, and a file that
     comes back different; ConfigError for a path that is not *.gguf or rows that are no blocks;
@@ -147,7 +158,7 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
         got, want = f"a model with {', '.join(changed)} in it", "a stock model"
         raise ExportError("export_gguf", got=got, want=want, fix=STOCK)
     host: Any = model
-    state = host.state_dict()
+    state = state_of(host)
     if "lm_head.weight" in state and _has_tied_head(host):
         # GGUF leaves a tied head out: the embedding then serves as head
         del state["lm_head.weight"]
@@ -156,17 +167,34 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
     return named
 
 
+def state_of(host: nn.Module) -> dict[str, Tensor]:
+    """Return a model's tensors by name, with gate and up of stacked experts apart, as in GGUF."""
+    state: dict[str, Tensor] = {}
+    for path, tensor in host.state_dict().items():
+        owner, _, name = path.rpartition(".")
+        if name == "gate_up_proj" and tensor.dim() == 3:
+            halves = zip(("gate_proj", "up_proj"), tensor.chunk(2, 1), strict=True)
+            state |= {f"{owner}.{half}.weight": part for half, part in halves}
+        elif name == "down_proj" and tensor.dim() == 3:
+            state[f"{path}.weight"] = tensor
+        else:
+            # a score for one shared expert is a vector in GGUF
+            is_score = path.endswith(".shared_expert_gate.weight")
+            state[path] = tensor[0] if is_score else tensor
+    return state
+
+
 def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
     """Return the architecture of a transformers model in llama.cpp, and GGUF's names of tensors.
 
     Raises: ExportError for an architecture, settings or tensors that llama.cpp does not know.
     """
-    name = type(host).__name__
-    if name not in ARCHITECTURES:
-        want, fix = f"one of {', '.join(ARCHITECTURES)}", "Use llama.cpp's convert_hf_to_gguf.py."
+    name, known = type(host).__name__, ARCHITECTURES | MIXTURES
+    if name not in known:
+        want, fix = f"one of {', '.join(known)}", "Use llama.cpp's convert_hf_to_gguf.py."
         raise ExportError("model for GGUF", got=name, want=want, fix=fix)
-    _check_settings(host.config)
-    gguf, kind = needs("gguf"), ARCHITECTURES[name]
+    gguf, kind = needs("gguf"), known[name]
+    _check_settings(host.config, kind)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], host.config.num_hidden_layers)
     names = {path: table.get_name(path, try_suffixes=(".weight", ".bias")) for path in paths}
     biases = BIASES.get(kind, ())
@@ -187,7 +215,7 @@ def _has_tied_head(host: Any) -> bool:
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
     with torch.device("meta"):
         # on "meta": shapes alone
-        like = type(host)(host.config).state_dict()
+        like = state_of(type(host)(host.config))
     wrong = [n for n, t in state.items() if n not in like or like[n].shape != t.shape]
     missing = sorted(like.keys() - state.keys() - {"lm_head.weight"})
     if wrong or missing:
@@ -196,7 +224,7 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
         raise ExportError("model for GGUF", got=got, want=want, fix=STOCK)
 
 
-def _check_settings(config: Any) -> None:
+def _check_settings(config: Any, kind: str) -> None:
     """Check that llama.cpp can represent a config: activation, rotary positions and head width."""
     rope = config.rope_parameters
     settings = {
@@ -206,7 +234,8 @@ def _check_settings(config: Any) -> None:
         "attention_factor of yarn": (rope.get("attention_factor"), (None,)),
         "truncate of yarn": (rope.get("truncate", True), (True,)),
     }
-    if type(config).__name__ not in ("LlamaConfig", "MistralConfig", "Qwen3Config"):
+    settings |= _settings_of_mixture(config, kind)
+    if kind not in ("llama", "qwen3", "qwen3moe"):
         # these architectures of llama.cpp compute the width of a head themselves
         width = config.hidden_size // config.num_attention_heads
         settings["head_dim"] = (_head_dim(config), (width,))
@@ -217,6 +246,22 @@ def _check_settings(config: Any) -> None:
             raise ExportError(f"{name} of the model for GGUF", got=got, want=want, fix=fix)
 
 
+def _settings_of_mixture(config: Any, kind: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Return a mixture's settings with those that llama.cpp has for its architecture."""
+    settings: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    if kind in SUMS_TO_ONE:
+        settings["norm_topk_prob"] = (config.norm_topk_prob, (SUMS_TO_ONE[kind],))
+        # a layer without experts has no place in it
+        dense = sorted(getattr(config, "mlp_only_layers", ()))
+        settings["mlp_only_layers"] = (dense, ([],))
+        settings["decoder_sparse_step"] = (getattr(config, "decoder_sparse_step", 1), (1,))
+    if kind == "olmoe":
+        settings["clip_qkv"] = (config.clip_qkv, (None,))
+    if kind == "qwen2moe":
+        settings["qkv_bias"] = (config.qkv_bias, (True,))
+    return settings
+
+
 def _head_dim(config: Any) -> int:
     stated = getattr(config, "head_dim", None)
     return stated or config.hidden_size // config.num_attention_heads
@@ -224,9 +269,9 @@ def _head_dim(config: Any) -> int:
 
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
     kinds = gguf.GGMLQuantizationType
-    state, types = named.model.state_dict(), dict[str, Any]()
+    state, types = state_of(named.model), dict[str, Any]()
     for path, name in named.names.items():
-        kind = quant if state[path].dim() > 1 else "f32"
+        kind = quant if state[path].dim() > 1 and not name.endswith(ROUTERS) else "f32"
         # rounding errors of embedding and head reach every token
         if kind == "q4_0" and name in HEADS:
             kind = "q8_0"
@@ -257,6 +302,7 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
     writer.add_rope_dimension_count(_head_dim(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
+    _describe_experts(writer, config)
     kind = rope.get("rope_type", "default")
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
@@ -268,6 +314,19 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
         for setting in ("beta_fast", "beta_slow"):
             if rope.get(setting) is not None:
                 getattr(writer, f"add_rope_scaling_yarn_{setting}")(rope[setting])
+
+
+def _describe_experts(writer: Any, config: Any) -> None:
+    """Write how many experts a mixture has, how many a token uses, and their hidden units."""
+    count = getattr(config, "num_experts", getattr(config, "num_local_experts", None))
+    if count is None:
+        return
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if (inner := getattr(config, "moe_intermediate_size", None)) is not None:
+        writer.add_expert_feed_forward_length(inner)
+    if (shared := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        writer.add_expert_shared_feed_forward_length(shared)
 
 
 def _context(config: Any) -> int:
@@ -306,7 +365,7 @@ def _write(
 ) -> None:
     """Write header and tensors, one after the other, so that one at a time is in memory."""
     exact = gguf.GGMLQuantizationType.F32
-    state = named.model.state_dict()
+    state = state_of(named.model)
     shapes = {name: tuple(state[path].shape) for path, name in named.names.items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
     # names and shapes first, since GGUF has them all in front of the numbers

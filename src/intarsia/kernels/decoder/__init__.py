@@ -10,6 +10,7 @@ from .steps import ACTS as ACTS
 from .steps import SHARES as SHARES
 from .steps import AddStep as AddStep
 from .steps import AttendStep as AttendStep
+from .steps import ClampStep as ClampStep
 from .steps import ClipStep as ClipStep
 from .steps import DecoderStep as DecoderStep
 from .steps import EmbedStep as EmbedStep

@@ -11,6 +11,7 @@ from torch import Tensor
 from .steps import (
     AddStep,
     AttendStep,
+    ClampStep,
     ClipStep,
     DecoderStep,
     EmbedStep,
@@ -96,6 +97,8 @@ def _result(
         return _normed(x, step)
     if isinstance(step, RouteStep):
         return _routed(x, step)
+    if isinstance(step, ClampStep):
+        return _clamped(x, step)
     if isinstance(step, MixStep):
         return _mixed(x, _read(memory, step.gates), step)
     if isinstance(step, ProductStep):
@@ -152,8 +155,18 @@ def _attended(
     near = last - place < step.window if step.window else place >= 0
     # A row sees the sink, and of the rest the last `window` places, or all before it.
     mask = (place <= last) & (index < sink) | (place >= sink) & near
-    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+    if step.idle is not None:
+        idle = step.idle.float().view(groups, -1, 1).expand(len(scores), -1, -1, 1)
+        scores = torch.cat((scores, idle), -1)
+    weights = scores.softmax(-1)[..., :length]
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)
+
+
+def _clamped(x: Tensor, step: ClampStep) -> Tensor:
+    """Return g sigmoid(alpha g) (u + 1) of pairs of clamped numbers.  x: (N, 2 width)."""
+    g, u = x[:, ::2].clamp(max=step.limit), x[:, 1::2].clamp(-step.limit, step.limit)
+    return g * (step.alpha * g).sigmoid() * (u + 1)
 
 
 def _routed(scores: Tensor, step: RouteStep) -> Tensor:
@@ -178,8 +191,8 @@ def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
         for expert in used:
             if reader is not None:
                 reader.bring(expert)
-            # a reader brings each expert's weights into the one program that there is then
-            program = step.experts[0 if reader is not None else expert]
+            # one program alone has the weights that the reader brought
+            program = step.experts[expert if len(step.experts) > 1 else 0]
             rows = gates[:, expert].nonzero().flatten()
             memory = {step.rows.name: x[rows]}
             nowhere = rows.new_zeros(0)  # no step of an expert reads tokens or places

@@ -18,6 +18,7 @@ from .steps import (
     SHARES,
     AddStep,
     AttendStep,
+    ClampStep,
     ClipStep,
     DecoderStep,
     EmbedStep,
@@ -35,7 +36,7 @@ from .steps import (
 
 KINDS = (
     *(EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep),
-    *(RouteStep, MixStep, SquashStep),
+    *(RouteStep, MixStep, SquashStep, ClampStep),
 )
 FIELDS = (  # of a row, as in decoder.h
     *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
@@ -164,7 +165,7 @@ class NativeDecoder:
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(
-        self, step: NormStep | ProductStep | GateStep | AddStep | RouteStep
+        self, step: NormStep | ProductStep | GateStep | ClampStep | AddStep | RouteStep
     ) -> dict[str, int]:
         """Return fields of the kernels' table for a step that reads a value: field -> number."""
         if isinstance(step, NormStep):
@@ -187,6 +188,11 @@ class NativeDecoder:
             fits = step.dst.width == step.src.width and step.dst.name != step.src.name
             _check(step, fits and 0 < step.active <= step.src.width)
             return {"size": step.active, "act": SHARES.index(step.share)}
+        if isinstance(step, ClampStep):
+            # pairs are read when their place is written, so that it needs other memory
+            apart = step.dst.name != step.src.name
+            _check(step, apart and step.src.width == 2 * step.dst.width and step.limit > 0)
+            return {"number": _bits(step.alpha), "limit": _bits(step.limit)}
         _check(step, step.dst.width == step.src.width == step.other.width)
         act = ACTS.index(step.act) if isinstance(step, GateStep) else 0
         return {**self._place("other", step.other), "act": act}
@@ -216,6 +222,9 @@ class NativeDecoder:
         sizes |= {"sink": sink, "window": step.window}
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
         kind |= {"limit": _bits(step.limit)}
+        if step.idle is not None:
+            _check(step, step.idle.shape == (step.heads,))
+            kind |= {"weight": self._hold(step.idle.float())}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _mixture(self, step: MixStep) -> dict[str, int]:
@@ -224,19 +233,20 @@ class NativeDecoder:
         fits = step.dst.width == step.src.width == step.rows.width
         # one memory each: the kernel clears dst, and experts overwrite rows
         names = {step.dst.name, step.src.name, step.gates.name, step.rows.name}
-        fits = fits and len(names) == 4 and len(programs) == (1 if step.reader else count)
+        fits = (
+            fits and len(names) == 4 and len(programs) in ((1, count) if step.reader else (count,))
+        )
         _check(step, fits and len({len(program) for program in programs}) == 1)
         _check(step, all(isinstance(s, ExpertStep) for program in programs for s in program))
         # an expert leaves its result where it found its inputs
         _check(step, all(program[-1].dst == step.rows for program in programs))
         table = torch.tensor([self._row(s) for program in programs for s in program])
         sizes = {"experts": count, "steps": len(programs[0])}
-        # a reader changes the weights of the one program; else that of expert e begins at row
-        # e * stride of the table
+        # that of expert e begins at row e * stride of the table; a reader may change the weights
+        # of one program for all
+        sizes["stride"] = len(programs[0]) if len(programs) == count else 0
         if step.reader is not None:
             sizes["read"] = self._reading(step, step.reader)
-        else:
-            sizes["stride"] = len(programs[0])
         places = self._place("src", step.src) | self._place("other", step.gates)
         return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
 

@@ -108,6 +108,7 @@ class AttendStep:
     p: the token's own place and those before it, or of them the cache's sink and the last `window`;
     window 0 = all.  The heads share the keys of the cache's groups, as many in order.
     limit: of the scores s = scale q_h k_p, which become limit tanh(s / limit); 0 = none.
+    idle: (heads,), a further score of each head, of a key whose value is 0; None = none.
     """
 
     dst: Value
@@ -119,6 +120,7 @@ class AttendStep:
     scale: float
     window: int = 0
     limit: float = 0.0
+    idle: Tensor | None = None
 
     def most_places(self, rows: int) -> int:
         """Return the number of positions that a text can have; 2^62 = no limit.
@@ -139,6 +141,19 @@ class GateStep:
     src: Value
     other: Value
     act: str
+
+
+@dataclass(frozen=True)
+class ClampStep:
+    """dst_i = g sigmoid(alpha g) (u + 1), g = src_2i up to limit, u = src_2i+1 in -limit ... limit.
+
+    src is twice as wide as dst.
+    """
+
+    dst: Value
+    src: Value
+    alpha: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,8 @@ class RouteStep:
     share: str
 
 
-ExpertStep = ProductStep | NormStep | ClipStep | GateStep | AddStep  # all that an expert may do
+# steps that an expert may have
+ExpertStep = ProductStep | NormStep | ClipStep | GateStep | ClampStep | AddStep
 
 
 class ExpertReader(Protocol):
@@ -185,8 +201,8 @@ class MixStep:
 
     rows: the value that a program of an expert reads and overwrites, row by row; dst, src and rows
     have one width. experts: the programs, E of as many steps, products, norms, gates and sums.
-    reader: None = all experts are in memory; else there is one program; its products have the
-    weights of the expert that the reader brought last.
+    reader: None = all experts are in memory; else it brings each before its products. With one
+    program alone for all experts, that has the weights of the expert that was brought last.
     """
 
     dst: Value

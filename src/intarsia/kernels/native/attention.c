@@ -6,7 +6,7 @@
  * is a ring: place p is kept at sink + (p - sink) mod (length - sink). All new rows are written
  * first, so that rows of one text, a block of a prompt, see those before them; a ring is so much
  * longer than a window that none of them overwrites what another one sees. heads / groups queries
- * share a key. A limit squashes the scores before the softmax. */
+ * share a key. A limit squashes the scores before the softmax, which has the head's idle score, too. */
 #include "attention.h"
 
 enum {
@@ -53,8 +53,8 @@ ALWAYS float scored(const float *q, const void *keys, int64_t at, int64_t count,
     return most;
 }
 
-/* exp(scores - most) in place, up to whole vectors; 1 / their sum. */
-ALWAYS float weighed(float *scores, int64_t count, float most) {
+/* exp(scores - most) in place, up to whole vectors; 1 / the sum of these and of exp(idle - most). */
+ALWAYS float weighed(float *scores, int64_t count, float most, float idle) {
     vf sum = splat(0);
     for (int64_t p = count; p % V; p++) scores[p] = -INFINITY; /* e^-87 of the largest: nothing */
     for (int64_t p = 0; p < count; p += V) {
@@ -62,7 +62,7 @@ ALWAYS float weighed(float *scores, int64_t count, float most) {
         store(scores + p, some);
         sum += some;
     }
-    return 1.0f / total(sum);
+    return 1.0f / (total(sum) + expf(idle - most));
 }
 
 /* `wide` vectors of the output, summed in registers over all places. */
@@ -122,7 +122,8 @@ ALWAYS int64_t attend_one(const struct decoder_job *j, int64_t row, int64_t grou
             squash(scores, places.total, limit);
             squash(&most, 1, limit); /* it grows with its argument: the largest stays the largest */
         }
-        const float by = weighed(scores, places.total, most);
+        const float idle = idle_of(s, h);
+        const float by = weighed(scores, places.total, idle > most ? idle : most, idle);
         mixed(out, scores, values, from, &places, s->size, by, type);
     }
     free(scores);

@@ -28,6 +28,11 @@ ALWAYS int64_t kept_at(const struct decoder_step *s, int64_t place) {
     return place < s->sink ? place : s->sink + (place - s->sink) % (s->length - s->sink);
 }
 
+/* The score of a head for attending to nothing, a key whose value is 0; minus infinity = no such. */
+ALWAYS float idle_of(const struct decoder_step *s, int64_t head) {
+    return s->weight ? ((const float *)(intptr_t)s->weight)[head] : -INFINITY;
+}
+
 /* Rows of one text that follow each other: the first one's number, and how many. */
 struct run {
     int64_t first, count;

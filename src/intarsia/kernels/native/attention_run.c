@@ -11,7 +11,7 @@ enum { TILE = 64, WIDE = V == 16 ? 4 : 2 /* vectors side by side */, MANY = V ==
 typedef struct {
     const struct decoder_step *s;
     const struct decoder_row *first; /* the run's first row */
-    int64_t count, from;             /* rows; where the cache of this text and key begins */
+    int64_t count, from, head;       /* rows; where the cache of this text and key begins; first head */
     int64_t queries, pitch, tiles;   /* rows x heads; floats from a query's scores to the next one's */
     int64_t middle, near, end;       /* places 0 ... middle - 1 and near ... end - 1 are seen by some row */
     const float **query;             /* (queries,) */
@@ -103,9 +103,11 @@ static void hide(const run_job *j, int64_t query, int64_t place) {
     }
 }
 
-/* The softmax of a query's scores in place, not divided by their sum yet. -> 1 / their sum. */
-static float weights_of(const run_job *j, int64_t query, int64_t place) {
-    float *scores = j->scores + query * j->pitch, most = -INFINITY;
+/* The softmax of a query's scores and its head's idle one in place, not divided by their sum yet.
+ * -> 1 / their sum. */
+static float weights_of(const run_job *j, int64_t query, int64_t place, int64_t head) {
+    const float idle = idle_of(j->s, head);
+    float *scores = j->scores + query * j->pitch, most = idle;
     const float limit = float_of(j->s->limit);
     if (limit) squash(scores, j->pitch, limit);
     hide(j, query, place);
@@ -117,7 +119,7 @@ static float weights_of(const run_job *j, int64_t query, int64_t place) {
         store(scores + p, weight);
         sum += weight;
     }
-    return 1.0f / total(sum);
+    return 1.0f / (total(sum) + expf(idle - most));
 }
 
 ALWAYS void run_of(const run_job *j, const int type) {
@@ -129,7 +131,8 @@ ALWAYS void run_of(const run_job *j, const int type) {
         for (; q + MANY <= j->queries; q += MANY) scores_of(j, q, tile, MANY);
         for (; q < j->queries; q++) scores_of(j, q, tile, 1);
     }
-    for (int64_t q = 0; q < j->queries; q++) j->by[q] = weights_of(j, q, j->first->place + q / each);
+    for (int64_t q = 0; q < j->queries; q++)
+        j->by[q] = weights_of(j, q, j->first->place + q / each, j->head + q % each);
     for (int64_t tile = 0, count; tile < j->tiles; tile++) {
         const int64_t at = tile_at(j, tile, &count);
         int64_t q = 0;
@@ -152,6 +155,7 @@ int64_t attend_run(const struct decoder_step *s, const struct decoder_row *rows,
     run_job j = {.s = s, .first = first, .count = run->count, .middle = middle, .near = near, .end = end};
     j.from = (first->slot * s->groups + group) * s->length * s->size;
     j.queries = each * run->count;
+    j.head = group * each;
     j.tiles = (middle + TILE - 1) / TILE + (end - near + TILE - 1) / TILE;
     j.pitch = j.tiles * TILE;
     const size_t floats = (size_t)(j.queries * (j.pitch + 1) + TILE * s->size);

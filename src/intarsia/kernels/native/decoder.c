@@ -6,7 +6,7 @@
 #include "decoder.h"
 #include "products.h"
 
-enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD, ROUTE, MIX, SQUASH };
+enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD, ROUTE, MIX, SQUASH, CLAMP };
 enum act { SILU, GELU, GELU_TANH, RELU };
 enum share { OF_ALL, OF_CHOSEN, SIGMOID }; /* how a router weighs what it chose */
 enum { F32, BF16 };
@@ -99,6 +99,24 @@ static void gate(const struct decoder_step *s, int64_t row) {
     for (; i < s->width; i++) y[i] = activated(splat(x[i]), s->act)[0] * z[i];
 }
 
+/* y = g sigmoid(a g) (u + 1) of pairs (g, u) of x: g at most `limit`, u between -limit and limit; a: number. */
+static void clamp(const struct decoder_step *s, int64_t row) {
+    const float *x = row_at(s->src, s->src_pitch, row), most = float_of(s->limit), by = number_of(s);
+    float *y = row_at(s->dst, s->dst_pitch, row);
+    for (int64_t i = 0; i < s->width; i += V) {
+        const int64_t n = s->width - i < V ? s->width - i : V;
+        vf g = splat(0), u = splat(0);
+        for (int64_t k = 0; k < n; k++) {
+            g[k] = x[2 * (i + k)];
+            u[k] = x[2 * (i + k) + 1];
+        }
+        g = pick(g > splat(most), splat(most), g);
+        u = pick(u > splat(most), splat(most), pick(u < splat(-most), splat(-most), u));
+        const vf some = g / (exponential(g * splat(-by)) + 1.0f) * (u + 1.0f);
+        memcpy(y + i, &some, (size_t)n * sizeof(float));
+    }
+}
+
 static void clip(const struct decoder_step *s, int64_t row) {
     float *y = row_at(s->dst, s->dst_pitch, row);
     const float limit = number_of(s);
@@ -188,6 +206,7 @@ INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, c
             case ROTATE: rotate(s, n, r[n].place); break;
             case GATE: gate(s, n); break;
             case ROUTE: route(s, n); break;
+            case CLAMP: clamp(s, n); break;
             default: add(s, n);
             }
         *at = i;

@@ -9,7 +9,7 @@
 struct decoder_step {
     int64_t kind, dst, dst_pitch, src, src_pitch, other, other_pitch, third, third_pitch;
     int64_t width, size; /* of a row; of a head, of what is normed together; or how many are chosen */
-    int64_t weight, bias, type; /* type: of the weight's or the cache's numbers, as in dense.c */
+    int64_t weight, bias, type; /* weight of attention: idle scores, see attention.h; type: of the weight's or the cache's numbers, as in dense.c */
     int64_t keys, values, length, sink, window, heads, groups;
     int64_t act, number; /* a float's bits: epsilon, limit or scale */
     int64_t experts, steps, stride, read; /* of a mixture: programs of `steps` rows; see mix */

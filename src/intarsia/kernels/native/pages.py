@@ -23,9 +23,6 @@ def use_large_pages(tensors: Iterable[Tensor]) -> None:
     already it takes some microseconds.
     tensors: on the CPU, contiguous.
     """
-    advise = _madvise()
-    if advise is None:
-        return
     for tensor in tensors:
         if tensor.nbytes >= SMALLEST:
             first = tensor.data_ptr() // PAGE
@@ -34,6 +31,15 @@ def use_large_pages(tensors: Iterable[Tensor]) -> None:
             for begin, end in ((first, first), (first + 1, last - 1), (last, last)):
                 if begin <= end:
                     advise(begin * PAGE, (end - begin + 1) * PAGE, COLLAPSE)
+
+
+def advise(first: int, size: int, advice: int) -> bool:
+    """Tell Linux what to do with the pages of some memory; return True where it does it.
+
+    first: address, a multiple of the page's size; advice: a number of <linux/mman.h>.
+    """
+    call = _madvise()
+    return call is not None and call(first, size, advice) == 0
 
 
 @functools.cache
