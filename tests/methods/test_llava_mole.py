@@ -57,6 +57,12 @@ def test_the_mlps_have_experts_and_the_attention_has_lora() -> None:
     assert mlp.router.bias is not None and mlp.router.experts == 3
 
 
+def test_alpha_is_twice_the_rank_as_released() -> None:
+    settings = LlavaMole()
+    for lora in (settings.over, settings.attention):
+        assert lora is not None and lora.alpha == 2 * lora.rank
+
+
 def test_it_starts_as_its_host_and_trains() -> None:
     plain, ids = llama(), torch.randint(0, 64, (3, 7))
     with torch.no_grad():

@@ -364,3 +364,15 @@ def test_each_soup_counts_the_statistics_of_its_batch_norms_again() -> None:
     )  # fmt: skip
     want = (first.get_parameter("0.weight") + second.get_parameter("0.weight")) / 2
     assert len(seen) == 1 and torch.allclose(seen[0], want) and members == [(0, 1)]
+
+
+def test_weights_of_one_size_move_by_all_that_a_round_prunes() -> None:
+    """ALLR's distance is relative to the share of what was left that goes: 1 in each round."""
+    model = net()
+    with torch.no_grad():
+        for weight in masked_weights(model).values():
+            weight.copy_(torch.where(weight > 0, 1.0, -1.0))
+    retrain = Retrain("allr", share=0.01, warmup=0)
+    method = SparseModelSoup(density=0.25, rounds=2, candidates=1, retrain=retrain)
+    rates = [phase.options["lr_factor"](0, 10) for phase in method.phases(model)]
+    assert rates == pytest.approx([1, 1])

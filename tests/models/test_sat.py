@@ -109,6 +109,11 @@ def test_all_of_each_group_is_dense_work() -> None:
     assert sat.cycles(replace(LAYER, prunes=False), Bdwp("2:8")) == sat.cycles(LAYER)
 
 
+def test_a_layer_that_reads_data_has_no_backward_to_it() -> None:
+    inner, stem = (Sat(4).cycles(replace(LAYER, reads_data=data)) for data in (False, True))
+    assert stem == replace(inner, backward=0) and inner.backward > 0
+
+
 def test_layers_are_found_by_a_forward() -> None:
     model: Any = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1),

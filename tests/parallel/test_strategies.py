@@ -187,6 +187,18 @@ def test_chunks_are_sent_while_others_are_computed() -> None:
     assert simulate(tuned.plan(trace, size, links), links).seconds <= min(seconds)
 
 
+@pytest.mark.parametrize("degree", degrees(2, 4))
+def test_a_backward_multiplies_twice_as_much(degree: int) -> None:
+    """By the rows for the gradients of weights, and by the weights for those of rows."""
+    trial = ExpertTrial(experts=2)
+    plan = Tutel(degree).plan(trial.trace(), ExpertSize(8, 8), LINKS, backward=True)
+    work = {step.name: step.flops for step in plan.steps if step.resource == "compute"}
+    forward = {name: flops for name, flops in work.items() if not name.endswith(".back")}
+    assert len(work) == 2 * len(forward) > 0
+    for name, flops in forward.items():
+        assert flops is not None and torch.equal(work[f"{name}.back"], 2 * flops)
+
+
 def test_coordinated_exchange_sends_a_part_of_flat() -> None:
     """Section 5.3: 1 / L of the bytes of an exchange, and a gather among the L ranks."""
     trace, size = ExpertTrial().trace(), ExpertSize(8, 8)
@@ -216,6 +228,14 @@ def test_copies_come_if_they_save_more_than_the_slowest_link_takes(
     past = [torch.tensor([100.0, 0, 0, 0])]
     holds = method.holds(past, load, torch.arange(4), ExpertSize(64, 64), links)
     assert holds[:, copied].all() and holds[:, 1 - copied].sum() == 1
+
+
+def test_the_last_batches_say_which_copies_come() -> None:
+    earlier, later = torch.tensor([100.0, 0, 0, 0]), torch.tensor([0.0, 100, 0, 0])
+    past = [earlier] * 3 + [later] * 2
+    load, size = torch.zeros(4, 4), ExpertSize(64, 64)
+    holds = Fssdp(1, 1, window=2).holds(past, load, torch.arange(4), size, LINKS)
+    assert holds[:, 1].all() and holds[:, 0].sum() == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,26 @@ def test_many_devices_are_ordered_one_layer_at_a_time() -> None:
     placed = MoeTuner().place(trace, links)
     assert placed.sizes().unique().tolist() == [2]
     assert quality(trace, placed).cross < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_placement_has_the_traffic_of_the_best_order(seed: int) -> None:
+    """Orders of three devices that go round are not their own inverse."""
+    trace = random_trace(experts=6, seed=seed)
+    links = 1 + torch.rand(3, 3, generator=torch.Generator().manual_seed(seed)).double()
+    settings = MoeTuner()
+    clusters = [settings.clusters(load, 3) for load in trace.load()]
+    orders = [torch.tensor(p) for p in itertools.permutations(range(3))]
+
+    def seconds(owner: list[Tensor]) -> float:
+        pairs = enumerate(itertools.pairwise(owner))
+        moved = [cluster_traffic(trace.transitions(i), a, b, 3) for i, (a, b) in pairs]
+        return sum(float(slowest(m, links)) for m in moved)
+
+    ways = itertools.product(orders, repeat=3)
+    best = min(seconds([o[c] for o, c in zip(way, clusters, strict=True)]) for way in ways)
+    topology = replace(Topology.uniform(3), bandwidth=links)
+    assert_close(seconds([*settings.place(trace, topology).owner]), best)
 
 
 def test_joint_swaps_lower_what_they_are_asked_for() -> None:

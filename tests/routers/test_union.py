@@ -99,6 +99,13 @@ def test_its_share_falls_from_one_in_the_warmup_and_is_the_setting_in_evaluation
     assert cold.share == 0.5
 
 
+@pytest.mark.parametrize("select", ["data", "tokens", "experts"])
+def test_all_are_chosen_when_the_warmup_begins(select: str) -> None:
+    layer, x = router(select=select, warmup=0.5), drawn(B, T, D)
+    layer.before_step(0, 8)
+    assert len(layer(x).token) == B * T * E > len(layer.eval()(x).token)
+
+
 def test_it_teaches_in_training_with_gradients_if_the_gate_learns_from_sizes() -> None:
     layer = router(gate="sizes")
     assert layer.teaches and not router(gate="score").teaches

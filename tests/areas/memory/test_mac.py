@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from intarsia.areas.memory import Mac, SparseyNet, adherence, overlap_maps, similarity
+from intarsia.areas.memory import Mac, SparseyNet, adherence, mac, overlap_maps, similarity
 from intarsia.areas.memory.mac import draw
 from intarsia.areas.memory.overlap import basis_set_size, code_overlaps, input_overlaps
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
@@ -157,6 +157,24 @@ def test_a_sequence_is_replayed_from_its_first_item() -> None:
     assert_array_equal(mac.replay(x[0], 7), x)
     assert_array_equal(mac.replay(cue, 7), x)
     assert mac.replay(x[3], 2).shape == (2, D)
+
+
+def test_evidence_of_an_item_and_of_the_code_before_it_multiplies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An item that is known in full, behind a code that nothing has followed so far."""
+    seen: list[Any] = []
+
+    def noted(evidence: Any, *rest: Any) -> Any:
+        seen.append(evidence)
+        return draw(evidence, *rest)
+
+    monkeypatch.setattr(mac, "draw", noted)
+    x = items(1)
+    known = Mac(random_state=0).fit(x)
+    assert known.familiarity(x[0]) == 1
+    known.learn_sequence(np.concatenate([x, x]))
+    assert seen[-2].max() == 1 and not seen[-1].any()
 
 
 def test_without_a_sequence_there_is_nothing_to_replay() -> None:

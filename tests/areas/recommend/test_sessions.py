@@ -146,6 +146,15 @@ def test_items_without_an_event_are_no_negatives(
     assert losses.isfinite() and torch.autograd.grad(losses, items.table.weight)[0][18].any()
 
 
+def test_a_word_that_is_not_known_is_not_learned(shop: Interactions) -> None:
+    """Code 0 of a field of several words: its logit neither counts nor gets a gradient."""
+    model, size = TINY.build(shop), {c.name: c.size for c in TINY.build(shop).items.coding}["tags"]
+    logits = torch.randn(2, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    model._of_field("tags", logits, torch.tensor([1, 5])).backward()
+    gradient = logits.grad
+    assert gradient is not None and not gradient[:, 0].any() and bool(gradient[:, 1:].all())
+
+
 def test_without_weight_it_is_the_single_task(shop: Interactions) -> None:
     x, y = pad_sessions([[1, 4]], 6), torch.tensor([7])
     both = known(replace(TINY, weight=0.0).build(shop))(x, y)
