@@ -219,6 +219,8 @@ class OffloadedExperts:
     """Reader that brings a layer's experts from disk into the one program of its mixture.
 
     slots: memory of the experts that are resident; layer: its number there.
+    bounds: the kernels' products, each bound to the address of its weight; `bring` points them to
+    another expert's.
     """
 
     def __init__(self, slots: Slots, layer: int) -> None:
