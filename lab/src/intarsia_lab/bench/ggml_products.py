@@ -147,7 +147,7 @@ class GgmlProducts:
     def _context(self, tensors: int) -> int:
         """Return a new context with room for descriptions of so many tensors and their graph.
 
-        The graph's nodes, without gradients, are at most the tensors: twice as many, and eight, have
+        Without gradients a graph has at most a node for each tensor: twice as many and eight are
         room to spare.
         """
         size = tensors * self.base.ggml_tensor_overhead()
