@@ -26,7 +26,9 @@ QUANTILE_BITS = 16
 UNIT = 1 << 16  # a deviate of 1 in the table
 TABLE = "ee46eda6"  # first bytes of the SHA-256 of the table
 # kinds of draws, each with words of its own
-NORMALS, EXPONENTIALS, ROTATIONS = 0, 1, 3
+NORMALS = 0
+EXPONENTIALS = 1
+ROTATIONS = 3
 
 
 def philox(counter: Array, key: int) -> Array:
