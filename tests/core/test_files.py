@@ -25,6 +25,7 @@ from intarsia.core.files import (
     repaired,
     reserved,
     unbroken,
+    write_bytes,
     write_json,
     write_text,
     writing,
@@ -36,7 +37,7 @@ from ..refusals import refused
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     target = write_text(tmp_path / "new" / "a.txt", "one")
-    assert write_text(target, b"two") == target and target.read_text() == "two"
+    assert write_bytes(target, b"two") == target and target.read_text() == "two"
     assert json.loads(write_json(tmp_path / "b.json", {"x": [1]}).read_text()) == {"x": [1]}
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "b.json", "new"]
 

@@ -272,7 +272,7 @@ class BottleneckCell(Cell):
             want = "none: the residual stream cannot be recovered there"
             raise FoldError("fold", got=got, want=want, fix="Keep the adapter attached.")
         scale = torch.as_tensor(self.scale, dtype=up.dtype).reshape(-1, 1)  # (1 | out, 1)
-        # a cell may have no biases
+        # a `CodedCell` takes the biases away
         inner, outer = (0 if side.bias is None else side.bias for side in (self.down, self.up))
         bias, outside = down @ shift + inner, up.new_zeros(len(up)) + scale[:, 0] * outer
         return Units(down * gain, bias, self.act, scale * up, outside)

@@ -47,7 +47,7 @@ class Sparse(Method):
         check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))
-        self.counts()
+        self.counts()  # raises ConfigError for entries in another form
 
     def check_sites(self, paths: Sequence[str]) -> None:
         """Raise UnknownName if `entries` names a site that is not among `paths`."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, DataError
-from ..core.files import write_text
+from ..core.files import write_bytes
 from ..core.reading import check_whole_wav, open_regular, read_bytes
 from ..core.schema import setting
 from .declared import option, with_options
@@ -98,7 +98,7 @@ def encode(
         data = coder.encode(signal, steps=steps, rate=rate, seed=seed)
     for warning in caught:
         warn(str(warning.message))
-    write_text(place, data)
+    write_bytes(place, data)
     points, seconds = _points(data), time.monotonic() - start
     rate_of_file = len(data) * 8 / points
     record = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
@@ -338,4 +338,4 @@ def save_signal(target: Path, signal: Any, rate: int) -> None:
     else:
         want = ".png, .tif or .bmp for a picture, .wav for audio, .npy for anything"
         raise ConfigError("--out", got=target.name, want=want, fix="Choose another suffix.")
-    write_text(target, buffer.getvalue())
+    write_bytes(target, buffer.getvalue())

@@ -19,6 +19,7 @@ from .declared import option, option_row, with_options
 from .early import (
     check_data,
     check_jobs,
+    check_numbers,
     check_rates,
     check_settings,
     check_word,
@@ -115,7 +116,7 @@ def compare(
         return
     del arguments["text"], arguments["label"]
     allow_pixels(ctx, arguments["max_pixels"])
-    numbers("--seeds", seeds)
+    check_numbers("--seeds", seeds)
     _compare_methods(request, arguments, words)
 
 

@@ -158,6 +158,11 @@ def numbers(option: str, text: str, least: int = 0) -> tuple[int, ...]:
     return values
 
 
+def check_numbers(option: str, text: str) -> None:
+    """Refuse a text that `numbers` does not parse, before its numbers are needed."""
+    numbers(option, text)
+
+
 def decimals(option: str, text: str, *, want: str, fix: str) -> list[float]:
     """Parse numbers with commas.  Raises: ConfigError."""
     try:

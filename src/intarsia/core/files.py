@@ -263,18 +263,25 @@ def _check_replaced(old: Path, new: Path, refuse_loss: bool) -> None:
         check_target(old, own={path.name for path in new.iterdir()})
 
 
-def write_text(target: str | Path, content: str | bytes) -> Path:
+def write_bytes(target: str | Path, content: bytes) -> Path:
     """Write or replace a file, whole or not at all; return its path.
 
-    content: bytes, or text, in which characters that UTF-8 cannot encode are replaced by "?".
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
-    # half a surrogate pair from a file's name must not stop a report
-    raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     # short work: another writer of the same file is waited for
     with writing(target, wait=SECONDS) as scratch:
-        scratch.write_bytes(raw)
+        scratch.write_bytes(content)
     return Path(target)
+
+
+def write_text(target: str | Path, content: str) -> Path:
+    """Write or replace a file of text, whole or not at all; return its path.
+
+    content: characters that UTF-8 cannot encode are replaced by "?".
+    Raises: as `write_bytes`.
+    """
+    # half a surrogate pair from a file's name must not stop a report
+    return write_bytes(target, content.encode("utf-8", "replace"))
 
 
 def write_json(target: str | Path, data: Any, indent: int | None = 2) -> Path:

@@ -203,7 +203,11 @@ class Sessions:
 
 
 def check_order(before: Interactions, after: Interactions) -> None:
-    """Refuse test events before the training events of the same user.  Raises: DataError."""
+    """Refuse test events before the training events of the same user.
+
+    before, after: parts of one table, so that a user has the same number in both.
+    Raises: DataError.
+    """
     newest = np.full(len(before.user_ids), -np.inf)
     # The newest training event of each user.
     np.maximum.at(newest, before.users, before.times)

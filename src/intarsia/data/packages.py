@@ -88,8 +88,9 @@ def obtain(
     cache = cache or cache_dir()
     target = cache / "packages" / package.folder
     with building(target) as scratch:
-        if scratch is None:
+        if scratch is None:  # it was unpacked before
             return target
+        # an archive that the user supplied is checked there, one that is downloaded below
         archive = _supplied_archive(package, cache / "archives")
         if archive is None:
             size = f"about {package.megabytes} MB, once"

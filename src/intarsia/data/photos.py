@@ -36,9 +36,8 @@ def photo_origin(*folders: Path) -> Decoded:
             # Two halves, so that no pixel is in both parts.
             middle = photo.width // 2
             part = photo.crop((middle * half, 0, middle * (1 + half), photo.height))
-            rows += [
-                (square, label) for square in _random_squares(part, 1, EACH // 2, (half, label))
-            ]
+            squares = _random_squares(part, shrink=1, count=EACH // 2, seed=(half, label))
+            rows += [(square, label) for square in squares]
     return _as_decoded(rows, [file.stem for file in files])
 
 
@@ -48,7 +47,9 @@ def photo_rotation(*folders: Path) -> Decoded:
     def turned(square: Image.Image, number: int) -> LabelledSquare:
         return square.rotate(90 * (number % 4)), number % 4
 
-    return _as_decoded(list(_squares_by_part(folders, 2, turned)), ["0", "90", "180", "270"])
+    # twice as much of a photograph in a square as for its blur: enough to tell up from down
+    squares = _squares_by_part(folders, turned, shrink=2)
+    return _as_decoded(list(squares), ["0", "90", "180", "270"])
 
 
 def photo_blur(*folders: Path) -> Decoded:
@@ -58,9 +59,8 @@ def photo_blur(*folders: Path) -> Decoded:
         label = number % len(RADII)
         return square.filter(ImageFilter.GaussianBlur(RADII[label])), label
 
-    return _as_decoded(
-        list(_squares_by_part(folders, 1, blurred)), [f"{radius:g} px" for radius in RADII]
-    )
+    squares = _squares_by_part(folders, blurred, shrink=1)
+    return _as_decoded(list(squares), [f"{radius:g} px" for radius in RADII])
 
 
 def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
@@ -81,9 +81,12 @@ def _read_shrunk(file: Path) -> Image.Image:
 
 
 def _random_squares(
-    photo: Image.Image, shrink: int, count: int, seed: tuple[int, ...]
+    photo: Image.Image, *, shrink: int, count: int, seed: tuple[int, ...]
 ) -> Iterator[Image.Image]:
-    """Yield `count` squares of SIDE px from random places of a photograph."""
+    """Yield `count` squares of SIDE px from random places of a photograph.
+
+    shrink: a square is cut out with that many times SIDE px, and shrunk to SIDE.
+    """
     generator, width = np.random.default_rng(seed), SIDE * shrink
     for _ in range(count):
         left_edge, top_edge = (int(generator.integers(0, side - width + 1)) for side in photo.size)
@@ -92,13 +95,17 @@ def _random_squares(
 
 
 def _squares_by_part(
-    folders: tuple[Path, ...], shrink: int, transform: Callable[[Image.Image, int], LabelledSquare]
+    folders: tuple[Path, ...],
+    transform: Callable[[Image.Image, int], LabelledSquare],
+    *,
+    shrink: int,
 ) -> Iterator[LabelledSquare]:
     """Yield squares of every other photograph (training), then of those between (testing)."""
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):
         for file in part:
-            squares = _random_squares(_read_shrunk(file), shrink, EACH, (shrink, files.index(file)))
+            seed = shrink, files.index(file)
+            squares = _random_squares(_read_shrunk(file), shrink=shrink, count=EACH, seed=seed)
             for number, square in enumerate(squares):
                 yield transform(square, number)
 

@@ -114,20 +114,18 @@ class NativeText:
             fix = "Share the texts out over several."
             raise ConfigError("slots", got=slots, want=f"1 to {SLOTS}", fix=fix)
         host: Any = base_of(model)
-        self.model, spans = host, windows_of(host)
-        # heads with spans see nothing of a text that is longer than these are for
+        self.model, layers, spans = host, host.model.layers, windows_of(host)
+        # spans are defined for texts of up to so many tokens
         length = length if spans is None else min(length, *(layer.length for layer in spans))
         self.heads = [
-            list(_head_runs(layer.self_attn, host, slots, length, windows))
-            for layer, windows in zip(
-                host.model.layers, spans or [None] * len(host.model.layers), strict=True
-            )
+            list(_head_runs(layer.self_attn, host, slots, length, of_layer))
+            for layer, of_layer in zip(layers, spans or [None] * len(layers), strict=True)
         ]
         self.windows = any(run.window for runs in self.heads for run in runs)
         steps = [*steps_of(host, self.heads, length)]
         last = [*steps_behind_layers(host)]
-        # norm and head are needed for the last token of a prompt alone
         self.rows = RING_ROWS if self.windows else ROWS
+        # norm and head, the tail, are needed for the last token of a prompt alone
         self.program, self.tail = NativeDecoder([*steps, *last], self.rows), len(last)
         # tokens of a prompt from which torch's products take less time
         self.most = min(bound.max_rows for bound in _bounds(steps))
@@ -271,6 +269,7 @@ def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Ite
     heads: for each layer its groups of heads, with caches; length: most tokens of a text.
     """
     body = host.model
+    # x: the residual stream; h: what a part of a layer reads, and then its output
     x, h = _stream(host)
     table = body.embed_tokens
     rotations = functools.cache(functools.partial(_rotation, body, length))

@@ -253,6 +253,8 @@ class MappedExperts:
     """Reader that brings the pages of a layer's packed experts, which have programs of their own.
 
     slots: memory of the experts that are resident; layer: its number there.
+    bounds: the kernels' products, each bound to the address of its weight; `bring` points them to
+    another expert's.
     """
 
     def __init__(self, slots: Slots, layer: int) -> None:

@@ -63,7 +63,14 @@ def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
     x = body.embed_tokens(ids)  # (B, 1, d)
     places = torch.full((1, 1), position, device=ids.device)
     cos, sin = (t[:, None] for t in body.rotary_emb(x, position_ids=places))  # (1, 1, 1, D)
-    window = TokenPositions(1, position + 1, position, None, ids.device, {})
+    window = TokenPositions(
+        queries=1,
+        keys=position + 1,
+        offset=position,
+        real=None,
+        device=ids.device,
+        mask_arguments={},  # transformers' mask is not made here
+    )
     for layer, store in zip(body.layers, cache.layers, strict=True):
         attention = layer.self_attn
         # attention over the cache, with the residual around it
@@ -76,9 +83,9 @@ def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
         q, k = q * cos + _quarter_turn(q) * sin, k * cos + _quarter_turn(k) * sin
         keys, values = store.update(k, v)
         if isinstance(store, RingLayer):
-            out = store.attend(q, window, attention.scaling, 0.0)
+            out = store.attend(q, window, scale=attention.scaling, dropout=0.0)
         else:
-            out = grouped(q, keys, values, None, attention.scaling)
+            out = grouped(q, keys, values, mask=None, scale=attention.scaling)
         x = x + attention.o_proj(out.transpose(1, 2).reshape(rows, 1, -1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return host.lm_head(body.norm(x))

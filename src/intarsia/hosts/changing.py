@@ -72,13 +72,13 @@ def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
     # dict.copy, since `copy.copy` of thousands of OrderedDicts is slow
     saved = [(vars(owner), vars(owner).copy()) for owner in owners]
+    # lists, dicts and sets one level down: an attribute may be changed without being assigned
     containers = [
         (value, value.copy())
         for _, before in saved
         for value in before.values()
         if isinstance(value, (dict, list, set))
     ]
-    # lists, dicts and sets one level down: an attribute may be changed without being assigned
     trained = [(p, p.requires_grad) for p in model.parameters()]
     tensors = [(p, p.data) for p in model.parameters()] if numbers else []
     try:

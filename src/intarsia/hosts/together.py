@@ -49,7 +49,12 @@ class OnOneTrunk:
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward; alone: model -> context of its draws."""
+        """Compute each model's logits in one forward.
+
+        rows: the input of each model; alone: number of a model -> context manager in which its
+        random draws are made.
+        """
+        # cells read the context that the pre-hooks of their own model set for its batch
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
         # modules split the joint batch by these sizes while the forward runs
@@ -159,6 +164,7 @@ def _is_open(module: nn.Module) -> bool:
         return False
     if isinstance(module, IntarsiaLayer):
         cells = list(module.intarsia_cells.children())
+        # a whole or fused cell computes the layer's own part, too: children are not called
         return not any(isinstance(cell, Cell) and (cell.whole or cell.fused) for cell in cells)
     # the attention itself draws this dropout
     if isinstance(module, Attention) and module.attn_drop.p:
@@ -189,9 +195,9 @@ def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
 
 
 def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
-    """Call the pre-hooks of a model on its input, as its own forward would."""
-    host = base_of(model)
-    for module in dict.fromkeys((model, host)):
+    """Call the pre-hooks of a model for what they note; inputs that they change are not used."""
+    # a model without a wrapper is its own host, with hooks that are called once
+    for module in dict.fromkeys((model, base_of(model))):
         for number, hook in module._forward_pre_hooks.items():
             if number in module._forward_pre_hooks_with_kwargs:
                 cast(Any, hook)(module, (x,), {})

@@ -389,6 +389,7 @@ class Loop:
         out = self.how.out
         if out is None:
             return
+        # a run that is resumed from here cuts later lines off the log
         self.at.metrics_bytes = self.log.size()
         state = resume.capture(self.model, self.learner, self.at, self.ranks)
         if self.parts.shared:

@@ -49,14 +49,15 @@ def processes() -> PartialState:
     notice = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
     if first and waiting(os.environ):
         notice.start()
-    # accelerate forms a group of CPU processes only when told that there is nothing else
+    # accelerate forms a group of CPU processes only when told that there is nothing else; it also
+    # changes torch's number of threads, which is limited to this process's cores below
     alone, threads = not torch.accelerator.is_available(), torch.get_num_threads()
     try:
         # accelerate warns of the number of threads, which is set below
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
-            met = _wait_for_all(alone) if first and waiting(os.environ) else None
-            state = met or PartialState(cpu=alone)
+            joined = _wait_for_all(alone) if first and waiting(os.environ) else None
+            state = joined or PartialState(cpu=alone)
     finally:
         notice.cancel()
     if first and alone and state.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:

@@ -51,7 +51,7 @@ def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
 def _check(path: Path, expected: dict[str, Any]) -> None:
     """Check that a results folder was begun with the same plan.
 
-    expected: entries that the record must have.
+    expected: entries that the record must not contradict; one that it lacks agrees.
     """
     # a new folder agrees with everything
     if not path.exists():

@@ -139,14 +139,20 @@ class GgmlProducts:
             raise ValueError(f"ggml has no product of {type} in this buffer")
         self._fill(TYPES[type], out * width // BLOCK * BYTES[type], weight, weights)
         self._set(row, x)
+        # without gradients, as in `_context`
         self.graph = self.base.ggml_new_graph_custom(rest, 2 * copies + 8, False)
         for product in self.products:
             self.base.ggml_build_forward_expand(self.graph, product)
 
     def _context(self, tensors: int) -> int:
-        """Return a new context with room for descriptions of so many tensors and their graph."""
+        """Return a new context with room for descriptions of so many tensors and their graph.
+
+        Without gradients a graph has at most a node for each tensor: twice as many and eight are
+        room to spare.
+        """
         size = tensors * self.base.ggml_tensor_overhead()
         size += self.base.ggml_graph_overhead_custom(2 * tensors + 8, False)
+        # ggml takes the room, and the tensors have no data yet
         self.kept.append(self.base.ggml_init(ContextRoom(size, None, True)))
         return self.kept[-1]
 
@@ -158,9 +164,13 @@ class GgmlProducts:
         self.buffers.append(allocated)
 
     def _fill(self, type: int, size: int, weight: Tensor, weights: Sequence[int]) -> None:
-        """Round a weight as llama.cpp does, and store it in every copy."""
+        """Round a weight as llama.cpp does, and store it in every copy.
+
+        type: of ggml.h; size: bytes of the rounded weight; weights: pointers to the copies.
+        """
         values = weight.float().contiguous()
         blocks = ctypes.create_string_buffer(size)
+        # from the first weight on, all rows of that width, no matrix of importances
         rounded = self.base.ggml_quantize_chunk(
             type, values.data_ptr(), ctypes.addressof(blocks), 0, *weight.shape, None
         )

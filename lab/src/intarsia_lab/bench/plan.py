@@ -98,7 +98,10 @@ class BenchPlan:
         return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
-        """Return the settings of a slot's runs, with half of the epochs for some methods."""
+        """Return the settings of a slot's runs.
+
+        Methods that look at every image twice in a step have half of the epochs: the same time.
+        """
         epochs = self.start.training.epochs
         return self.start.changed(
             seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs

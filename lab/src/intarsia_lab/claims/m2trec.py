@@ -250,6 +250,7 @@ def tuned_score(arm: str, settings: Settings, seed: int, part: str) -> HitRates:
     """
     make = fields if arm == FIELDS else MAKES[arm]
     train, questions, cold = parts(seed, part)
+    # spans: first and end of each session; a gap of an hour ends one, as in `parts`
     return judged(make(train, train.sessions("60min").spans, settings, seed), questions, cold)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from intarsia.cli.completing import among
 from intarsia.cli.declared import rows_of, with_options
-from intarsia.cli.early import check_jobs, check_word, numbers
+from intarsia.cli.early import check_jobs, check_numbers, check_word
 from intarsia.cli.options import (
     Device,
     Jobs,
@@ -163,7 +163,7 @@ def bench(
     check_options({name: arguments[name] for name in ("precision", "epochs")})
     check_jobs(jobs, ray)
     if options["seeds"] is not None:
-        numbers("--seeds", options["seeds"])
+        check_numbers("--seeds", options["seeds"])
     if out is not None:
         check_outside(out, None)
     if suite == "sparse":
@@ -236,6 +236,7 @@ def _show_list(listing: dict[str, Any], as_json: bool) -> None:
         for m in listing["methods"]
     ]
     show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
+    # a search on tasks of its own has rates as they are; else they multiply each method's own rate
     rows = [
         (p["name"], p["about"], _grid(p["grid"], relative=not p["chosen_on"]))
         for p in listing["protocols"]

@@ -11,7 +11,7 @@ import typer
 
 from intarsia.cli import completing
 from intarsia.cli.declared import with_options
-from intarsia.cli.early import check_word, numbers
+from intarsia.cli.early import check_numbers, check_word
 from intarsia.cli.options import Jobs, Json, Seeds, Threads, writes
 from intarsia.cli.shell import note, say, show_json, show_rich
 from intarsia.core.schema import setting
@@ -69,8 +69,9 @@ def compare_routers(
     """
     # First of all, so that it has the parameters and nothing else.
     options = {**locals(), **vars(contest)}
-    numbers("--seeds", seeds)
+    check_numbers("--seeds", seeds)
     options["routers"] = router_names(routers, note)
+    # which routers are all depends on the data: `Contest.baseline` checks it then
     if options["routers"] != "all":
         check_word("--baseline", contest.baseline, names_in(options["routers"]))
     # Imports torch: after all that can be refused without it.

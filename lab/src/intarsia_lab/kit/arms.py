@@ -105,7 +105,7 @@ def judge(
     line of the table; note: the sentences below the table; over: the figure from the values; rates:
     the learning rate of each arm.
     """
-    # a seed's arms side by side: figures are of pairs
+    # a seed's arms side by side, as `values_of_arm` in the next line: figures are of pairs
     seeds = zip(*results.values(), strict=True)
     values = [figure(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
     rows = [row(name, values_of_arm) for name, values_of_arm in results.items()]

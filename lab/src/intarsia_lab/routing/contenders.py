@@ -54,8 +54,10 @@ class Bench(NamedTuple):
           router with the operations that set the budget "flops", None = the first one; sees_later:
           allow routers by which later tokens affect earlier ones.
         """
+        # settings with a seed; `arm` below is an arm's settings, an `AtBudget`
         both = [(arm.settings, seed) for arm in arms for seed in seeds]
         results: list[Cell] = []
+        # the function of `intarsia_lab.routing`, not this method
         results += cells(
             [RouterTrial(arm.variant, self.corpus, seed, arm.budget) for arm, seed in both],
             baseline=(measure or arms[0]).settings.variant,
@@ -64,7 +66,7 @@ class Bench(NamedTuple):
             executor=self.executor,
             sees_later=sees_later,
         )
-        # results come in the order of the trials, seed by seed
+        # results come in the order of the trials: arm by arm, and in each seed by seed
         per_arm = len(seeds)
         return {arm.name: results[i * per_arm : (i + 1) * per_arm] for i, arm in enumerate(arms)}
 

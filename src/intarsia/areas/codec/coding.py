@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.seeds import mix
 from .levels import LatentLevel, levels_of
 from .philox import UNIT
-from .prior import FIXED, RHO, Prior, Tell, divergence, join_levels, sigma
+from .prior import FIXED, RHO, Prior, Tell, divergence, join_levels, psnr, sigma
 from .recombiner import SPARE
 from .relative_entropy import candidate, candidates, choose, gumbels
 from .siren import FLOAT
@@ -25,16 +25,17 @@ LR = 4e-3
 SAMPLES = 5  # of a patch's posterior at each step; fewer where a signal has many patches
 ADJUST, FASTER = 10, 1.2  # steps between two changes of beta, and its largest factor
 NEAR = 0.4  # bits below a group's budget within which beta stays
+BETAS = 1e-12, 1e4  # least and largest beta: it could not soon come back from beyond them
 LEAST_STEPS = 4  # of fitting between two rounds
 
 
 @dataclass(frozen=True)
-class SharedColumns:
-    """Groups of a level's latents.
+class LevelGroups:
+    """Groups of a level's latents, each of which is coded as one index.
 
     first: number of the level's first group among the signal's groups;  rows: the level's;
-    groups_per_row: number of groups in each;  places: flat indices into (rows, columns) of the
-    latents of each group.
+    groups_per_row: number of groups over number of rows;  places: flat indices into (rows,
+    columns) of the latents of each group, which may lie in several rows, see `number_groups`.
     """
 
     first: int
@@ -43,7 +44,7 @@ class SharedColumns:
     places: list[Array]
 
     @classmethod
-    def of(cls, numbers: Array, level: LatentLevel) -> SharedColumns:
+    def of(cls, numbers: Array, level: LatentLevel) -> LevelGroups:
         """List the latents of each group of a level, for coding group by group.
 
         numbers: (rows, columns), the number of the group of each latent; level: the level of these
@@ -65,7 +66,8 @@ class GroupPosteriors:
     (patches, points) with mean 1 a patch, 0 at points outside the signal: a patch has its bits
     however much of it is filled.
     mu, rho: of q by level;  is_fixed: which latents are coded, and fixed: their values;  beta:
-    weight of a group's divergence in the loss, (signals, groups).
+    weight of a nat of a group's divergence in the loss, (signals, groups);  quality: PSNR of the
+    last step in dB.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class GroupPosteriors:
         self.levels = levels_of(prior.settings, tiles)
         # for each level: the group of each latent, (rows, columns), and the latents of each group
         numbers = prior.numbers(self.levels)
-        self.columns = [SharedColumns.of(n, x) for n, x in zip(numbers, self.levels, strict=True)]
+        self.columns = [LevelGroups.of(n, x) for n, x in zip(numbers, self.levels, strict=True)]
         self.group = [torch.from_numpy(n - n.min()).flatten() for n in numbers]
         self.mean = [x.double().div(FIXED).float() for x in prior.mean]
         self.scale = [x.double().div(FIXED).float() for x in prior.scale]
@@ -107,8 +109,8 @@ class GroupPosteriors:
         """Fit the posteriors of the latents that are not coded yet, by Adam.
 
         The loss is the squared error of the decoded signals, plus for each group of latents beta
-        times the KL divergence of its posterior from the prior, its cost in bits. Every ADJUST
-        steps beta is moved so that the cost comes to the group's budget.
+        times the KL divergence of its posterior from the prior, in nats. Every ADJUST steps beta
+        is moved so that the divergence comes to the group's budget, which is in bits.
         """
         budget = float(self.prior.settings.kl_bits)
         for _ in range(steps):
@@ -129,7 +131,7 @@ class GroupPosteriors:
             self.optimiser.zero_grad()
             (patch_error.sum() + cost).backward()
             self.optimiser.step()
-            self.quality = -10 * math.log10(max(float(patch_error.detach().mean()), 1e-12))
+            self.quality = psnr(patch_error)
             if self.step % ADJUST == 0:
                 with torch.no_grad():
                     # steer each group's divergence to its budget: beta rises above it, falls below
@@ -139,7 +141,7 @@ class GroupPosteriors:
                         factor = (bits / budget).clamp(1 / FASTER, FASTER)
                         near = (bits <= budget) & (bits > budget - NEAR)
                         self.beta[i] *= torch.where(near, 1.0, factor)
-                        self.beta[i].clamp_(1e-12, 1e4)
+                        self.beta[i].clamp_(*BETAS)
 
     @torch.no_grad()
     def code(self, level: int, numbers: Sequence[int]) -> Array:
@@ -259,7 +261,7 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     levels = levels_of(prior.settings, tiles)
     total: Array | None = None
     for index, (level, numbers) in enumerate(zip(levels, prior.numbers(levels), strict=True)):
-        columns = SharedColumns.of(numbers, level)
+        columns = LevelGroups.of(numbers, level)
         deviates = np.zeros(numbers.size, np.int64)
         for number, places in enumerate(columns.places):
             group = columns.first + number

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .philox import words
+from .philox import ROTATIONS, words
 from .recombiner import RecombinerSettings
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +63,7 @@ def number_groups(groups: Array, rows: int, key: int, level: int) -> Array:
     groups: (columns,), the group of each column; key: the prior's random key.  -> (rows, columns).
     """
     # The decoder draws the same rotations from the key.
-    turns = words(key, np.array([level]), len(groups), 0, domain=3)[0].astype(np.int64) % rows
+    drawn = words(key, np.array([level]), len(groups), group=0, domain=ROTATIONS)[0]
+    turns = drawn.astype(np.int64) % rows
     row = (np.arange(rows)[:, None] + turns) % rows
     return row * (int(groups.max()) + 1) + groups

@@ -25,6 +25,10 @@ WORD = 0xFFFFFFFF
 QUANTILE_BITS = 16
 UNIT = 1 << 16  # a deviate of 1 in the table
 TABLE = "ee46eda6"  # first bytes of the SHA-256 of the table
+# kinds of draws, each with words of its own
+NORMALS = 0
+EXPONENTIALS = 1
+ROTATIONS = 3
 
 
 def philox(counter: Array, key: int) -> Array:
@@ -47,8 +51,9 @@ def philox(counter: Array, key: int) -> Array:
 def words(key: int, samples: Array, width: int, group: int, domain: int) -> Array:
     """Generate random words of 32 bits that depend on their numbers alone, not on earlier draws.
 
-    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; domain: a number for
-      each kind of draws. Other numbers give independent words.  -> (n, width) uint64.
+    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; group: of latents;
+      domain: the kind of draws, such as NORMALS. Other numbers give independent words.
+    -> (n, width) uint64.
     """
     blocks = -(-width // 4)
     counter = np.empty((len(samples), blocks, 4), np.uint64)
@@ -87,7 +92,7 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
     samples: (n,), numbers of samples; group: number of a group of latents; its draws are
       independent of other groups'.  -> (n, width) int32.
     """
-    drawn = words(key, samples, -(-width // 2), group, domain=0)
+    drawn = words(key, samples, -(-width // 2), group, domain=NORMALS)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)
     pairs = np.stack((low, high), axis=-1).reshape(len(samples), -1)[:, :width]
     return quantiles()[pairs.astype(np.int64)]
@@ -95,5 +100,5 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
 
 def exponentials(key: int, count: int, group: int) -> Array:
     """Draw exponential deviates as floats, which only the encoder needs.  -> (count,)."""
-    drawn = words(key, np.zeros(1), count, group, domain=1)[0]
+    drawn = words(key, np.zeros(1), count, group, domain=EXPONENTIALS)[0]
     return -np.log((drawn.astype(np.float64) + 0.5) / 2.0**32)

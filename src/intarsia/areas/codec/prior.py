@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,11 @@ def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tenso
         wide = part[:, torch.from_numpy(level.row_of_patch)]
         h = h + torch.nn.functional.pad(wide, (0, h.shape[-1] - wide.shape[-1]))
     return h.flatten(0, 1)
+
+
+def psnr(error: Tensor) -> float:
+    """Return the PSNR in dB of values in [0, 1], at most 120.  error: their squared errors."""
+    return -10 * math.log10(max(float(error.detach().mean()), 1e-12))
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
@@ -172,11 +178,14 @@ class Prior:
             with unbroken():
                 tensors = read_tensors(folder / TENSORS)
             settings = RecombinerSettings(**record["settings"])
-            # names of the decoder's tensors without "decoder."
-            inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
-            _check_shapes(settings, tensors, inside)
+            of_decoder = {
+                name.removeprefix("decoder."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("decoder.")
+            }
+            _check_shapes(settings, tensors, of_decoder)
             decoder = SignalDecoder(settings, generator=torch.Generator().manual_seed(0))
-            decoder.load_state_dict(inside)
+            decoder.load_state_dict(of_decoder)
             levels = range(settings.levels)
             lists = [
                 tuple(tensors[f"{name}.{i}"].clone() for i in levels)
@@ -198,18 +207,22 @@ class Prior:
 
 
 def _check_shapes(
-    settings: RecombinerSettings, tensors: Mapping[str, Tensor], inside: Mapping[str, Tensor]
+    settings: RecombinerSettings, tensors: Mapping[str, Tensor], of_decoder: Mapping[str, Tensor]
 ) -> None:
-    """Raise ValueError where tensors do not fit the settings, before any of that size is built."""
+    """Raise ValueError where tensors do not fit the settings, before any of that size is built.
+
+    tensors: all of the file; of_decoder: the decoder's among them, by their names in it.
+    """
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
     # the meta device gives shapes without memory
     with torch.device("meta"):
         empty = SignalDecoder(settings)
     shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
-    if shapes != {name: tuple(x.shape) for name, x in inside.items()}:
+    if shapes != {name: tuple(x.shape) for name, x in of_decoder.items()}:
         raise ValueError("a network of other sizes than the settings say")
     for level in range(settings.levels):
+        # patches, level 0, have latents of positions next to those of weights
         columns = empty.columns if level == 0 else empty.weights
         for name in ("mean", "scale", "groups", "rho"):
             tensor = tensors[f"{name}.{level}"]

@@ -354,7 +354,7 @@ class Annealed(
     def _add_up(
         self, params: Params, data: Samples, states: States, temperature: float
     ) -> tuple[Params, Array]:
-        """Sum the M-step's statistics over all samples of this process, block by block."""
+        """Return the M-step's sums over this process's n samples, and their log-evidence, (n,)."""
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
             joint = self._joint(params, block, states, temperature)

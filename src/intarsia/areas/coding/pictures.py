@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...core.errors import ShapeError
-from ...core.files import write_text
+from ...core.files import write_bytes
 
 SOFTWARE = "intarsia components"  # in the PNG
 SIDE = 48  # pixels of a tile, approximately
@@ -50,5 +50,5 @@ def tiles(
         raw = io.BytesIO()
         (metadata := PngInfo()).add_text("Software", SOFTWARE)
         picture.save(raw, "PNG", pnginfo=metadata)
-        write_text(path, raw.getvalue())
+        write_bytes(path, raw.getvalue())
     return picture

@@ -272,7 +272,8 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return pack_bits((winners[:, None] == np.arange(self.n_units)).ravel())
 
     def _evidence(self, X: Any, rows: bool = True) -> Array:
-        """Compute the evidence V of every unit, (n, Q, K)."""
+        """Compute the evidence V of every unit, (n, Q, K).  rows: let one item (D,) be a row."""
+        # without `rows` a single item is refused, as scikit-learn wants it of `transform`
         x = self._read(_rows(X) if rows else X)
         return np.stack(
             [

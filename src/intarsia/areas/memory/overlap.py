@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from ...core.errors import DataError
-from ...core.files import write_text
+from ...core.files import write_bytes
 
 Array = np.ndarray
 SIDE, GAP = 320, 8  # pixels of a map, and between the two
@@ -82,7 +82,7 @@ def overlap_maps(
     if path is not None:
         raw = io.BytesIO()
         picture.save(raw, "PNG")
-        write_text(path, raw.getvalue())
+        write_bytes(path, raw.getvalue())
     return picture
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from ...core.checks import between
 from ...core.errors import CheckpointError, ConfigError, MissingExtra
-from ...core.files import write_text
+from ...core.files import write_bytes, write_text
 from ...core.reading import read_tensors, read_text
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "queries.safetensors"
@@ -148,7 +148,7 @@ class QueryWeights:
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the weights into an existing folder."""
         write_text(folder / TOKENIZER, self.json)
-        write_text(folder / WEIGHTS, save({"weights": self.weights}))
+        write_bytes(folder / WEIGHTS, save({"weights": self.weights}))
 
     @classmethod
     def load(cls, folder: Path) -> QueryWeights:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from ...core.errors import CheckpointError
-from ...core.files import parse_json, write_text
+from ...core.files import parse_json, write_bytes
 from ...core.sealing import map_checked
 from .lexical import Stems
 from .postings import Postings
@@ -74,7 +74,7 @@ class Segment:
         # named by content: an equal segment is written once, whatever index it is in
         self.file = f"{digest[:16]}.safetensors"
         if not (folder / self.file).exists():
-            write_text(folder / self.file, data)
+            write_bytes(folder / self.file, data)
         return digest
 
     @classmethod

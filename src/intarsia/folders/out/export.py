@@ -154,7 +154,9 @@ def _mlp_ratios(model: nn.Module) -> list[dict[str, Any]]:
     widths = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
     stages = [ratio_for(hidden, inputs) for inputs, hidden in widths]
     candidates: list[dict[str, Any]] = [{}]
-    if len(stages) == len({inputs for inputs, _ in widths}) and stages:
+    # a ratio stands for MLPs of one input width, which must then have one hidden width
+    one_hidden_each = len(widths) == len({inputs for inputs, _ in widths})
+    if stages and one_hidden_each:
         ratio = stages[0]
         if all(whole_width(ratio, i) == h for i, h in widths):
             candidates.append({"mlp_ratio": ratio})

@@ -127,7 +127,8 @@ def export_gguf(
     named = names_in_gguf(model)
     types = _tensor_types(gguf, named, quant)
     vocabulary = vocabulary_of(tokenizer, named.model.config.vocab_size)
-    extra = _frequencies(named)
+    # tensors of the file that the model does not have
+    extra = _rotary_divisors(named)
     with writing(target) as scratch:
         writer = gguf.GGUFWriter(scratch, named.architecture)
         _describe(gguf, writer, named, quant)
@@ -213,13 +214,14 @@ def _has_tied_head(host: Any) -> bool:
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
+    """Raise ExportError for other tensors than the class has; a tied head is not in `state`."""
     with torch.device("meta"):
         # on "meta": shapes alone
         like = state_of(type(host)(host.config))
     wrong = [n for n, t in state.items() if n not in like or like[n].shape != t.shape]
     missing = sorted(like.keys() - state.keys() - {"lm_head.weight"})
     if wrong or missing:
-        got = f"{wrong[0]!r} of another shape" if wrong else f"no {missing[0]!r}"
+        got = f"{wrong[0]!r}, new or of another shape" if wrong else f"no {missing[0]!r}"
         want = f"the tensors of {type(host).__name__}"
         raise ExportError("model for GGUF", got=got, want=want, fix=STOCK)
 
@@ -347,7 +349,7 @@ def _context_note(named: GgufNames) -> str:
     )
 
 
-def _frequencies(named: GgufNames) -> dict[str, Tensor]:
+def _rotary_divisors(named: GgufNames) -> dict[str, Tensor]:
     """Return the divisors of the rotary frequencies for Llama 3's scaling, {} for other models."""
     config = named.model.config
     rope = config.rope_parameters

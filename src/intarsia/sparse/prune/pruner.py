@@ -123,7 +123,9 @@ class Pruner(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Find the layers and check the calibration data; nothing is pruned.
 
-        Raises: TargetError for a model with adapters, without blocks, or layers outside them;
+        A model without known blocks is pruned layer by layer, its head left out unless named.
+        Raises: TargetError for a model with adapters, no layers to prune, or globs that match none,
+        or in a model with blocks only layers outside them;
         DataError for no data where the method reads some, or too little; ShapeError for a pattern
         that does not divide a layer's inputs.
         """
@@ -265,8 +267,8 @@ def stops_of(host: nn.Module, globs: Sequence[str], *, any_model: bool = False) 
 
     globs: patterns of the layers' paths, none = all layers inside the blocks. any_model: in a model
     without known blocks each layer but the head is a block of its own.
-    Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
-    only layers outside the blocks.
+    Raises: TargetError for adapters, no blocks (without `any_model`) or no layers, a glob that
+    matches nothing, and one that matches only layers outside the blocks.
     """
     model = base_of(host)
     if is_adapted(host) or wrapped_paths(model):

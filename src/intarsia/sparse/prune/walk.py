@@ -75,7 +75,8 @@ def walk_blocks(
         finished = kept.restored(stops, flow)
         for number, stop in enumerate(stops[len(finished) :], len(finished)):
             clock = time.perf_counter()
-            # a head reads the last block's output: the whole model is run, one sample at a time
+            # a head reads the last block's output: the whole model is run, one sample at a time,
+            # as a language model's outputs are large; layers of a model without blocks take batches
             samples = rowwise(batches) if chained else batches
             block_flow = Whole(model, samples) if needs and stop.outside else flow
             before, edited = None, list[dict[str, Any]]()

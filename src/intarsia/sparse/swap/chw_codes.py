@@ -69,23 +69,26 @@ def coded_values(cluster: Cluster) -> set[int]:
 
 
 def _values_kept_as_codes(cluster: Cluster) -> set[int]:
-    """Return the numbers of the values that are codes alone, as every reading layer wants."""
+    """Return the values, by their numbers, that are stored as codes alone: no layer reads floats.
+
+    A maximum has its input's form, so that values drop out until no more do.
+    """
     outputs = {*cluster.outputs().values()}
     staying = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
     maxima = {layer.dst: layer.src for layer in cluster.layers if layer.kind == "max"}
     while True:
-        # a maximum reads codes where it makes them, and the other way round
-        numbers = {
+        read_as_floats = {
             value
             for layer in cluster.layers
             for value in (layer.src, layer.other)
             if not (
                 layer.dst in staying
                 if layer.kind == "max"
+                # pools and linear layers read either
                 else wants_codes(layer, cluster.kxk) or layer.kind in ("pool", "linear")
             )
         }
-        remaining = {v for v in staying - numbers if maxima.get(v, v) in staying}
+        remaining = {v for v in staying - read_as_floats if maxima.get(v, v) in staying}
         if remaining == staying:
             return staying
         staying = remaining

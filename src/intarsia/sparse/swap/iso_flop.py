@@ -163,6 +163,7 @@ def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
             continue
         mlp = dense_mlp(f"{path}.{place.path}", place.mlp)
         layers = [m for m in (mlp.gate, mlp.up, mlp.down) if m is not None]
+        # `dense_mlp` makes a new nn.Linear of a Conv1D, which the host does not hold
         if any(id(layer) not in inside for layer in layers):
             got, want = "a linear map with its weight transposed", "nn.Linear"
             fix = "Leave this method out: it changes hidden units."

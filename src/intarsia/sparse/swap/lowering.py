@@ -58,7 +58,8 @@ class Cluster:
     value.
     inputs: the same for tensors that come from outside. vectors: values that are vectors, not maps.
     count: number of the next value. kxk: convolutions of k x k are computed on codes, in groups,
-    and with an addition behind them, and maxima are steps; False as in nets that were saved before.
+    and with an addition behind them, and maxima and timm's sigmoid are steps; False as in nets that
+    were saved before.
     before: the cluster can be called in front of this node; None = at the end.
     """
 

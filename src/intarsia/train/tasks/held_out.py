@@ -54,7 +54,8 @@ def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     if not model.training:  # the scores come from logits, by the task's loss
         logits = logits_of(model, x)
         return Outcome(loss_of(logits), logits)
-    # the model draws its negatives itself
+    # the model draws its negatives itself, and gives no logits: the total stands in for them, since
+    # nothing is scored in training
     parts: dict[str, Tensor] = model(x, loss_of.target)
     total = sum(parts.values(), start=next(iter(parts.values())).new_zeros(()))
     return Outcome(total, total.detach(), parts if len(parts) > 1 else {})

@@ -75,7 +75,10 @@ class Tokens(Task):
         return {"accuracy": hits.float().sum() / max(1, hits.numel())}  # a part may have none
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Return each text's loss, its number of tokens with a label, and of hits, (B, 3)."""
+        """Return each text's summed loss, its number of tokens with a label, and of hits, (B, 3).
+
+        The loss is computed in float32 and summed in float64.
+        """
         labels = batch[1]
         check_range(labels[labels != IGNORED], output.shape[-1])
         mask = labels[:, 1:] != IGNORED

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.errors import MissingExtra
-from intarsia.core.files import write_text
+from intarsia.core.files import write_bytes, write_text
 from intarsia.reports.table import csv_text
 
 from .records import Done, RunResult
@@ -87,4 +87,4 @@ def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
     table = pa.Table.from_pylist([tidy(result) for result in results], schema=schema)
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)
-    return write_text(out, buffer.getvalue())
+    return write_bytes(out, buffer.getvalue())
