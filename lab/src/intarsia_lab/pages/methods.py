@@ -37,7 +37,8 @@ The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the 
 MEASURED = """
 ## Measured
 
-Claims of its paper that were run here; the page of each has every target that it ever had.
+Claims of its paper that were run here, with today's target and the verdict of the run's day; the
+page of each has every target that it ever had, and says whether the code has changed since.
 
 | claim | against | target | figure | verdict | run |
 |---|---|---|---|---|---|
