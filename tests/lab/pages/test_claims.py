@@ -189,9 +189,11 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
     papers = {study.system for study in claims() if study.system}
     board = (tmp_path / "claims.md").read_text()
-    assert board.count(f">{pages.DECLARED}</span>") == 2 * len(papers)  # in the table, and paper by paper
+    # in the table, and paper by paper
+    assert board.count(f">{pages.DECLARED}</span>") == 2 * len(papers)
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
-    assert sum(text.count(f"\n{pages.DECLARED.capitalize()}: target ") for text in texts) == len(claims())
+    said = f"\n{pages.DECLARED.capitalize()}: target "
+    assert sum(text.count(said) for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 
@@ -249,7 +251,8 @@ def lasting(text: str) -> str:
     """Return a page without what depends on the code of today: marks of older code, and counts."""
     counts = rf"{pages.COUNTED}: .*|\| (?:{'|'.join(pages.IN_WORDS)}) \|.*"
     badges = r'<span class="verdict [^<]*</span>|holds: \d+ of|Of all \d+ claims: .*'
-    return re.sub(f"{counts}|{badges}", "", text.replace(ledger.OLDER, ""))
+    colours = r'<g class="[\w-]+"><title>'
+    return re.sub(f"{counts}|{badges}|{colours}", "", text.replace(ledger.OLDER, ""))
 
 
 def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:
@@ -302,6 +305,16 @@ def test_right_of_the_line_is_the_side_on_which_a_claim_holds() -> None:
     within = row(sense="within", figure=0.2, interval=(-0.1, 0.5))
     low, high, _ = places(within)
     assert MIDDLE < low < high
+
+
+def test_an_interval_that_leaves_the_scale_has_an_arrow_and_older_code_is_grey() -> None:
+    def heads(paper: EvidenceRow) -> int:
+        return evidence_plot([paper]).count("l-5 4") + evidence_plot([paper]).count("l5 4")
+
+    assert heads(row()) == heads(row(effect=4.0, effect_interval=(3.5, 4.1))) == 1  # the legend's
+    assert heads(row(effect=4.0, effect_interval=(-90.0, 90.0))) == 3
+    assert heads(row(interval=(1.5, float("inf")))) == 2
+    assert evidence_plot([row(counted=False)]).count('<g class="older"><title>') == 1
 
 
 def luminance(colour: str) -> float:

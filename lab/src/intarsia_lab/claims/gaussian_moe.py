@@ -125,7 +125,8 @@ CLAIMS = (
     study(
         "gaussian-moe-linear",
         sentence="Errors of a temperature in a linear softmax gate fall more slowly than any power "
-        "of the number n of samples, at no polynomial rate " + PAPER
+        "of the number n of samples, at no polynomial rate "
+        + PAPER
         + "beta_1 and tau of the linear gate.",
         baseline="slope 0 of no learning",
         target=-0.20,
@@ -135,8 +136,7 @@ CLAIMS = (
     study(
         "gaussian-moe-ratio",
         sentence="What the density of a linear gate does depend on is found at the parametric "
-        "rate, n^(-1/2) " + PAPER
-        + "beta_1 / tau.",
+        "rate, n^(-1/2) " + PAPER + "beta_1 / tau.",
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,
         effect=Effect(-0.5, "arXiv:2401.13875, theorem on the density: n^(-1/2) up to logarithms"),

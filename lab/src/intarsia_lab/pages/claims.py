@@ -184,8 +184,7 @@ def _scoreboard(
         "## Ours next to the papers'",
         "",
         "Each row has the scale of its own unit: the target stands at the line, and right of it",
-        "the claim holds. Filled circles hold, squares fail, open circles are not decided, crosses",
-        "are void. A diamond is the paper's own effect, where it is known.",
+        "the claim holds. Grey is what is to rerun.",
         "",
         evidence_plot(plot) if plot else "",
         "",
@@ -281,6 +280,7 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
         None if record is None else record.interval,
         None if effect is None else effect.value,
         None if effect is None else effect.interval,
+        record is None or _counted(record) != WAITING,
     )
 
 
