@@ -225,7 +225,7 @@ def main() -> None:
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit"]
     head += ["perplexity", "dominated by"]
     body = [*frame.markdown(head, table), "", front(arms, quality, better), ""]
-    body += verdicts(spent, base)
+    body += verdicts(spent, quality, base)
     parts = parts_of(arms[0].steps, args.reps)
     rest = sum(parts.values()) - parts["products"]
     body += [
@@ -292,13 +292,21 @@ def front(arms: Sequence[Arm], quality: dict[str, float], better: dict[str, str]
     return line
 
 
-def verdicts(spent: dict[str, float], base: float) -> list[str]:
+def verdicts(spent: dict[str, float], quality: dict[str, float], base: float) -> list[str]:
+    """Return a line for each target of time, with the perplexity at which it is met or not.
+
+    spent: milliseconds; quality: perplexity, by row.  base: milliseconds of llama.cpp.
+    """
     lines: list[str] = []
     for part, target in TARGETS:
         for name, ms in spent.items():
             if name.startswith(part) and not math.isnan(base):
                 word = "met" if ms / base <= target else "not met"
-                lines += [f"{name}: {ms / base:.2f} of {PEER} Q4_0, target {target}: {word}.", ""]
+                lines += [
+                    f"{name}: {ms / base:.2f} of the time of {PEER} Q4_0, target {target}: {word}, "
+                    f"at a perplexity of {quality[name]:,.0f}.",
+                    "",
+                ]
     return lines
 
 

@@ -60,7 +60,11 @@ class Choosing:
     """Budget of a search, and the form of its choice."""
 
     minutes: float = setting(
-        10.0, "Minutes that everything takes, at most.", above=0, fix="Try 10."
+        10.0,
+        "Minutes on the clock that everything takes, at most, on however many cores; next to "
+        "other work less is tried in them.",
+        above=0,
+        fix="Try 10.",
     )
     one: bool = setting(False, "Choose one model, no blend.")
 

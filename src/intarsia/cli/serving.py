@@ -109,7 +109,9 @@ def serve(
 
     Routes: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /health, /metrics, and
     a page to try it at /. Only models and adapters named here are served. SIGTERM and Ctrl-C let it
-    finish what it has taken. A run on labelled texts gets a page, and POST /predict.
+    finish what it has taken. A run on labelled texts gets a page, and POST /predict. It computes on
+    as many threads as --threads says, torch's own choice being one for each core; models share
+    them.
 
     Example:  intarsia serve runs/nouns --port 8100
     Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2

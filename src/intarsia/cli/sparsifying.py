@@ -69,8 +69,8 @@ class Measuring:
     test: int = setting(16, "Further rows, on which the perplexity is measured.", least=0)
     recover: float | None = setting(
         None,
-        "Then train the weights that are left on the rows of --calib for at most so many minutes; "
-        "zeros stay zeros.",
+        "Then train the weights that are left on the rows of --calib for at most so many minutes "
+        "on the clock; zeros stay zeros.",
         above=0,
         unit="minutes",
         fix="Try 3, in minutes.",

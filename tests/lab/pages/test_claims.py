@@ -107,7 +107,7 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
         "It is a variant, a simulation or a part of it; 0 designs, 0 bars, 0 figures so far.",
         "- **Best of its table** (score; higher is better): its own arm, first of 2, 0.6",
         "It has no trivial arm (chance); no arm that must lose, or means that reaches the bar",
-        "[record](claims/toy.json) · `intarsia reproduce toy`, 1 minutes",
+        "[record](claims/toy.json) · `intarsia reproduce toy`, 1 minute",
     ):
         assert part in section, part
     assert "- It has no trivial arm (chance)" in page
@@ -182,16 +182,18 @@ def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), code="before")
     assert "held, of older code<" in board and ">holds</span> 0.6" not in board + page
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), target=">= 0.4")
-    assert "Its target was >= 0.4 when it was run." in page
+    assert "When it was run, its target was >= 0.4." in page
 
 
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
     papers = {study.system for study in claims() if study.system}
     board = (tmp_path / "claims.md").read_text()
-    assert board.count(">not run</span>") == 2 * len(papers)  # in the table, and paper by paper
+    # in the table, and paper by paper
+    assert board.count(f">{pages.DECLARED}</span>") == 2 * len(papers)
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
-    assert sum(text.count("Not run yet.") for text in texts) == len(claims())
+    said = f"\n{pages.DECLARED.capitalize()}: target "
+    assert sum(text.count(said) for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 
@@ -205,10 +207,11 @@ def test_a_page_of_a_paper_that_is_gone_is_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "minutes", "words"),
     [
-        (0.3, 20, "from cached results"),
+        (0.3, 20, "from stored results"),
         (0.3, 0.02, "1 second"),
         (18.7, 0.5, "19 seconds"),
-        (60, 20, "1 minute"),
+        (60, 20, "from stored results"),
+        (60, 5, "1 minute"),
         (571, 20, "10 minutes"),
     ],
 )
@@ -248,7 +251,8 @@ def lasting(text: str) -> str:
     """Return a page without what depends on the code of today: marks of older code, and counts."""
     counts = rf"{pages.COUNTED}: .*|\| (?:{'|'.join(pages.IN_WORDS)}) \|.*"
     badges = r'<span class="verdict [^<]*</span>|holds: \d+ of|Of all \d+ claims: .*'
-    return re.sub(f"{counts}|{badges}", "", text.replace(ledger.OLDER, ""))
+    colours = r'<g class="[\w-]+"><title>'
+    return re.sub(f"{counts}|{badges}|{colours}", "", text.replace(ledger.OLDER, ""))
 
 
 def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:
@@ -301,6 +305,16 @@ def test_right_of_the_line_is_the_side_on_which_a_claim_holds() -> None:
     within = row(sense="within", figure=0.2, interval=(-0.1, 0.5))
     low, high, _ = places(within)
     assert MIDDLE < low < high
+
+
+def test_an_interval_that_leaves_the_scale_has_an_arrow_and_older_code_is_grey() -> None:
+    def heads(paper: EvidenceRow) -> int:
+        return evidence_plot([paper]).count("l-5 4") + evidence_plot([paper]).count("l5 4")
+
+    assert heads(row()) == heads(row(effect=4.0, effect_interval=(3.5, 4.1))) == 1  # the legend's
+    assert heads(row(effect=4.0, effect_interval=(-90.0, 90.0))) == 3
+    assert heads(row(interval=(1.5, float("inf")))) == 2
+    assert evidence_plot([row(counted=False)]).count('<g class="older"><title>') == 1
 
 
 def luminance(colour: str) -> float:

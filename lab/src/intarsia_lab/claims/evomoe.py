@@ -60,7 +60,7 @@ CLAIMS = (
         "evomoe",
         system="EvoMoE",
         unit="times the test loss of Switch",
-        scale="A decoder of width 256 on 4.1 million tokens, evomoe-wide, 280 CPU minutes.",
+        scale="A decoder of width 256 on 4.1 million tokens, which is evomoe-wide.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a decoder of width 64 from scratch on Austen",
         sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "

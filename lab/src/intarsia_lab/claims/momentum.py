@@ -50,7 +50,7 @@ CLAIMS = (
         "momentum",
         system="MomentumSMoE",
         unit="times the perplexity",
-        scale="A decoder of width 256 on 4.1 million tokens, momentum-wide, 240 CPU minutes.",
+        scale="A decoder of width 256 on 4.1 million tokens, which is momentum-wide.",
         effect=UnknownEffect(
             "The perplexities on WikiText-103 stand in a table that was not reachable."
         ),

@@ -430,7 +430,7 @@ CLAIMS = (
         "recombiner",
         system="RECOMBINER",
         unit="dB",
-        scale="The settings of recombiner-full, 180 CPU minutes.",
+        scale="The settings of recombiner-full.",
         effect=UnknownEffect(
             "Paired differences on pictures of 32 pixels are in no table that was reachable."
         ),

@@ -55,7 +55,7 @@ CLAIMS = (
         system="RMoE",
         unit="times the test loss",
         scale=(
-            "A decoder of width 256 on 4.1 million tokens, rmoe-wide, 240 CPU minutes; the "
+            "A decoder of width 256 on 4.1 million tokens, which is rmoe-wide; the "
             "paper has 36 million parameters on enwik8."
         ),
         effect=Effect(

@@ -226,7 +226,7 @@ CLAIMS = (
         "squarehead",
         system="SquareHead",
         unit="times the share of the gap that labels close",
-        scale="SmolLM2 on definitions, the claim below, 120 CPU minutes.",
+        scale="SmolLM2 on definitions, which is squarehead-smollm2.",
         effect=UnknownEffect("Shares of a gap that are closed are in no table that was reachable."),
         work="a small decoder on Austen and WordNet",
         sentence="A pruned model that follows the hidden states of its dense one closes more of "

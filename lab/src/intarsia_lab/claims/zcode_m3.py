@@ -265,8 +265,8 @@ CLAIMS = (
         system="Z-code M3",
         unit="times the test loss",
         scale=(
-            "Longer training after the merge, since the merged experts have to part: after 100 "
-            "steps both sides are equal to .1 %; the 400 that are declared take 14 CPU minutes."
+            "Longer training after the merge, since the merged experts have to part: after 400 "
+            "steps both sides are equal to .1 %."
         ),
         effect=UnknownEffect("The paper's curves of merged mixtures were not reachable."),
         work="decoders of experts from scratch, four kinds of text",

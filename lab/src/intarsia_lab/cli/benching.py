@@ -78,7 +78,7 @@ class Cuts:
 
     budget: float | None = setting(
         None,
-        "Minutes: seeds and epochs are cut until it fits.",
+        "Minutes on the clock: seeds and epochs are cut until it fits.",
         above=0,
         fix="For example: --budget 30; left out, nothing is cut.",
     )

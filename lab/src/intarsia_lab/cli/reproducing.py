@@ -121,11 +121,14 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
     """Run a claim, save its record next to the page, write the page again; return the record."""
     from ..claims import run_claim
-    from ..claims.ledger import publish, refuse_uncommitted
+    from ..claims.ledger import publish, read, refuse_uncommitted
     from ..pages.claims import write_page
+    from ..pages.history import minutes_of
 
-    note(f"Claim {study.key}: about {study.minutes:g} minutes.")
     folder = page.with_suffix("")
+    before = folder / f"{study.key}.json"
+    minutes = minutes_of(study, read(before) if before.is_file() else None)
+    note(f"Claim {study.key}: about {minutes} minutes on two cores.")
     refuse_uncommitted(folder)
     record = run_claim(study, seeds=seeds, report=note)
     # Saved after each claim: a stop loses the one that runs, not those before.
@@ -138,15 +141,19 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
 def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
     """Print the claims with the verdicts of their records."""
     from ..claims.ledger import read, state
+    from ..pages.history import minutes_of
 
     files = {c.key: folder / f"{c.key}.json" for c in studies}
     # A claim without a record has not been tried.
-    states = {key: state(read(f) if f.is_file() else None) for key, f in files.items()}
+    records = {key: read(f) if f.is_file() else None for key, f in files.items()}
+    states = {key: state(record) for key, record in records.items()}
+    minutes = {c.key: minutes_of(c, records[c.key]) for c in studies}
     if as_json:
-        names = ("sentence", "baseline", "minutes", "needs")
+        names = ("sentence", "baseline", "needs")
         show_json(
             [
                 {"name": c.key, "target": c.bound, "result": states[c.key]}
+                | {"minutes": minutes[c.key]}
                 | {n: getattr(c, n) for n in names}
                 for c in studies
             ]
@@ -155,7 +162,7 @@ def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
     # What a claim needs, so that nobody starts an hour of training unawares.
     columns = ("claim", "what is claimed", "minutes", "needs", "result")
     cells = [
-        (c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, ""), states[c.key])
+        (c.key, c.sentence, f"{minutes[c.key]}", NEEDS.get(c.needs, ""), states[c.key])
         for c in studies
     ]
     show_table("", columns, cells, right="minutes")

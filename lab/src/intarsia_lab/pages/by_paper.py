@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from intarsia.reports.numbers import plural
@@ -16,6 +15,7 @@ from ..claims.standing import CHECK, class_of
 from ..claims.verdicts import lacking
 from ..kit import Effect, Study, UnknownEffect
 from .best_rows import best_line
+from .history import minutes_of, target_of
 
 CODE = "lab/src/intarsia_lab/claims"  # in the repository
 
@@ -26,7 +26,7 @@ def entry(study: Study, record: Record | None, figure: str, bars: Sequence[Line]
     figure: our verdict and figure, in words; bars: the ledger.
     """
     lines = [f"### {study.system}", "", study.sentence, ""]
-    lines += [f"- Ours: {figure}, target {study.bound}; {study.baseline}."]
+    lines += [f"- Ours: {figure}, target {target_of(study, bars)}; {study.baseline}."]
     if record is not None and record.reason:
         lines += [f"- {record.reason}"]
     if study.key in PAPERS:
@@ -42,7 +42,7 @@ def entry(study: Study, record: Record | None, figure: str, bars: Sequence[Line]
     # code, record, command: the page of the paper has the rest
     links = [f"`{CODE}/{ledger.file_of(study.key)}`" if ledger.file_of(study.key) else ""]
     links += [f"[record](claims/{study.key}.json)" if record is not None else ""]
-    links += [f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"]
+    links += [f"`{COMMAND} {study.key}`, {plural(minutes_of(study, record), 'minute')}"]
     return [*lines, f"- {' · '.join(filter(None, links))}", ""]
 
 
@@ -64,7 +64,8 @@ def facts(study: Study, record: Record | None) -> list[str]:
     lines += [] if record is None else best_line(study, record.table)
     if study.scale and (record is None or record.verdict != "holds"):
         lines += [f"- **What would decide it:** {study.scale}"]
-    again = f"`{COMMAND} {study.key}`, {plural(math.ceil(study.minutes), 'minute')} on two cores"
+    minutes = plural(minutes_of(study, record), "minute")
+    again = f"`{COMMAND} {study.key}`, {minutes} on two cores"
     return [*lines, f"- **Run it again:** {again}, with [the laboratory](../install.md)."]
 
 

@@ -24,13 +24,14 @@ from ..claims.verdicts import NOT_REPRODUCED, briefly, interval_of
 from ..kit import Effect, FixedRate, NoControl, Study
 from .by_paper import entry, facts, lacks, many, own, so_far
 from .evidence_plot import EvidenceRow, evidence_plot
+from .history import minutes_of, read_stored, rows_of, target_of
 
 OF_NO_PAPER = "Next to the papers"  # claims of the library that are no paper's
 # a bracket of a sentence with the paper's number, and the number in it
 NUMBERED = re.compile(r" \(([^()]*arXiv:[^()]*)\)")
 ARXIV_IN_WORDS = re.compile(r"arXiv:\d{4}\.\d{5}[,;]? ?")
 COUNTED = "Headlines"  # begins the sentence that README has, too
-CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
+DECLARED = "declared, no run"  # a claim without a record
 UNCOMMITTED = " (+: with changes that were not committed)"  # behind a commit that ends so
 OPEN = 24  # rows of a table that stands open
 OPENING = """---
@@ -43,7 +44,8 @@ The headline of each paper as the smallest honest experiment, run on two process
 """
 RULES = """[A row for each paper](#a-row-for-each-paper) has what was measured next to the paper's
 own figure. A verdict compares an interval, at first the 95 % one, with every bar that the figure
-ever had, which the paper's page lists, oldest first:
+ever had, which the paper's page lists, oldest first. A bar is declared before its run; one whose
+value came after a figure of the same comparison says so wherever it stands:
 
 - <span class="verdict holds">holds</span> the whole 95 % interval lies on the bar's side;
 - <span class="verdict not-reproduced-at-this-scale">not reproduced at this scale</span> the whole
@@ -182,8 +184,7 @@ def _scoreboard(
         "## Ours next to the papers'",
         "",
         "Each row has the scale of its own unit: the target stands at the line, and right of it",
-        "the claim holds. Filled circles hold, squares fail, open circles are not decided, crosses",
-        "are void. A diamond is the paper's own effect, where it is known.",
+        "the claim holds. Grey is what is to rerun.",
         "",
         evidence_plot(plot) if plot else "",
         "",
@@ -201,8 +202,8 @@ def _scoreboard(
 def _board_row(study: Study, record: Record | None, bars: Sequence[Line]) -> dict[str, str]:
     """Return a headline's columns of the scoreboard: claim, verdict, both figures and the date."""
     sentence = NUMBERED.sub(_without_number, study.sentence)
-    measured = "not run" if record is None else f"{_interval(record)} {study.unit}"
-    measured += f"; target {study.bound}{_judged_by(study, record, bars)}"
+    measured = DECLARED if record is None else f"{_interval(record)} {study.unit}"
+    measured += f"; target {target_of(study, bars)}{_judged_by(study, record, bars)}"
     return {
         "claim": f"{sentence} *{class_of(study.key).capitalize()}.*",
         "verdict": _badge(record) + _because(record),
@@ -220,7 +221,7 @@ def _without_number(bracket: re.Match[str]) -> str:
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
     """Return a claim's columns of its paper's table: verdict, figure, target and last run."""
-    run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
+    run = f"`{COMMAND} {study.key}`, {plural(minutes_of(study, record), 'minute')}"
     if record is not None:
         run = record.date + OLDER * record.older
     return {
@@ -279,6 +280,7 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
         None if record is None else record.interval,
         None if effect is None else effect.value,
         None if effect is None else effect.interval,
+        record is None or _counted(record) != WAITING,
     )
 
 
@@ -318,11 +320,14 @@ def _section(
     """
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is None:
-        return [*lines, "Not run yet.", "", *facts(study, record), "", *_design(study, record)]
+        earlier = len(of_claim(bars, study.key, "run"))
+        of_another = f" in this form; it had {plural(earlier, 'figure')} in another" * bool(earlier)
+        state = f"{DECLARED.capitalize()}{of_another}: target {target_of(study, bars)}."
+        return [*lines, state, "", *facts(study, record), "", *_design(study, record)]
     figure = " ".join(filter(None, (_interval(record), study.unit)))
     judged_by = _judged_by(study, record, bars)
     lines += [
-        f"{_badge(record)}{_because(record)} {figure}, target {study.bound}{judged_by}.",
+        f"{_badge(record)}{_because(record)} {figure}, target {target_of(study, bars)}{judged_by}.",
         "",
         *facts(study, record),
         "",
@@ -351,19 +356,9 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
     targets, runs = (of_claim(mine, key, kind) for kind in ("bar", "run"))
     if len(targets) < 2 and len(runs) < 2:
         return []
-    rows = [
-        {
-            "date": line["date"],
-            "bar": f"{line['sense']} {line['value']:g}" if line["line"] == "bar" else "",
-            "figure": f"{line['figure']:.3f}" if line["line"] == "run" else "",
-            "seeds": len(line["seeds"]),
-            "against": line["statistic"],
-        }
-        for line in mine
-    ]
     opening = '<details markdown="1"><summary>'
     opening += f"{so_far(key, bars)} so far, oldest first</summary>"
-    return ["", opening, "", *markdown(rows), "", "</details>"]
+    return ["", opening, "", *markdown(rows_of(mine, key)), "", "</details>"]
 
 
 def _design(study: Study, record: Record | None) -> list[str]:
@@ -375,14 +370,25 @@ def _design(study: Study, record: Record | None) -> list[str]:
     elif control is not None:
         lines.append(f"- Control: {control.sentence}")
     # how many seeds would see the paper's effect, by the spread of this run
-    if isinstance(study.effect, Effect) and record is not None:
+    if isinstance(study.effect, Effect) and record is not None and class_of(study.key) != CHECK:
         power = study.power(record.result)
         lines += [f"- {power}"] if power else []
-    if record is not None and record.target != study.bound:
-        lines.append(f"- Its target was {record.target} when it was run.")
     if record is not None:
+        lines += _older_design(study, record)
         lines += lacks(study, record)
     return [*lines, *_rates(study, record), ""]
+
+
+def _older_design(study: Study, record: Record) -> list[str]:
+    """Return list items on what a claim asks otherwise today than when its record was run."""
+    parts: list[str] = []
+    if record.target != study.bound:
+        parts.append(f"its target was {record.target}")
+    if record.baseline != study.baseline:
+        parts.append(f"it was compared with *{record.baseline}*")
+    if len(record.seeds) != len(study.seeds):
+        parts.append(f"it had {plural(len(record.seeds), 'seed')} of today's {len(study.seeds)}")
+    return [f"- When it was run, {'; '.join(parts)}."] if parts else []
 
 
 def _rates(study: Study, record: Record | None) -> list[str]:
@@ -399,11 +405,16 @@ def _rates(study: Study, record: Record | None) -> list[str]:
             f"- One rate for all arms, {study.rates.rate:g}, {counts} steps: {study.rates.reason}"
         ]
     grid = ", ".join(f"{rate:g}" for rate in study.rates.grid)
+    if record is not None and not record.rates:
+        return [
+            "- This run is of before each arm had a rate of its own; what it had stands in its "
+            f"note. The next one tries {grid} for each arm."
+        ]
     lines = [
         f"- Each arm has its own rate, the best on validation data of {grid} and, while an edge"
     ]
     lines[0] += " of the grid wins, of the next rate beyond it."
-    if record is None or not record.rates:
+    if record is None:
         # before a run there is no rate to show: the steps alone
         steps = (f"{arm} {count:,}" for arm, count in study.rates.steps.items())
         return [*lines, f"- Steps: {'; '.join(steps)}."]
@@ -428,10 +439,11 @@ def _word(record: Record | None) -> str:
 
 def _badge(record: Record | None) -> str:
     """Return a record's verdict as HTML that the page colours; grey where it is not counted."""
-    word = _word(record)
-    name, counted = word.replace(" ", "-"), _counted(record)
-    if record is None or counted == word:
-        return f'<span class="verdict {name}">{word}</span>'
+    if record is None:
+        return f'<span class="verdict not-run">{DECLARED}</span>'
+    word, counted = record.verdict, _counted(record)
+    if counted == word:
+        return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
     # what was measured with other code is told in the past, so that no colour counts it
     code = "of older code" if record.older else "of uncommitted code"
     return f'<span class="verdict older">{PAST.get(word, word)}, {code}</span>'
@@ -460,10 +472,11 @@ def _judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str
 def _cost(study: Study, record: Record) -> str:
     """Return how long a run took, in words."""
     # minutes tell enough, and seconds would differ with each run
+    if read_stored(study, record):
+        return "from stored results"
     if record.seconds >= 30:
-        return plural(round(record.seconds / 60), "minute")
-    cached = record.seconds < CACHED * 60 * study.minutes
-    return "from cached results" if cached else plural(math.ceil(record.seconds), "second")
+        return plural(minutes_of(study, record), "minute")
+    return plural(math.ceil(record.seconds), "second")
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:

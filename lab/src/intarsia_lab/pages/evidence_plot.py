@@ -3,6 +3,7 @@
 A row is a paper. Its units are its own, so that each row has its own scale, on which the target
 stands at the line in the middle and the side on which the claim holds lies to the right: an
 interval to the right of the line holds, one to the left fails, one that crosses it is not decided.
+An arrow stands where an interval goes on beyond the row's scale.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, ROW, TOP = 360, 24, 46  # in units of about a pixel on a telephone of 390 pixels
+WIDTH, ROW, TOP = 360, 24, 78  # in units of about a pixel on a telephone of 390 pixels
 LEFT, RIGHT = 132, 352  # ends of every row's scale
 MIDDLE, HALF = (LEFT + RIGHT) / 2, (RIGHT - LEFT) / 2
-NAME = 21  # letters that fit next to the scale
+NAME = 20  # letters that fit next to the scale
+REACH = 0.88  # of half a scale, to the farthest of a row's figures
+MARKS = ("holds", "not decided", "fails", "not reproduced at this scale", "void", "withdrawn")
 
 
 class EvidenceRow(NamedTuple):
     """A paper's name, its verdict in a word, and its figures, in the unit of its claim.
 
-    sense: of the target.  interval, effect, effect_interval: None where there is none.
+    sense: of the target.  interval, effect, effect_interval: None where there is none.  counted:
+    False for a figure of older code or of changes that were not committed, which is drawn in grey.
     """
 
     name: str
@@ -32,6 +36,7 @@ class EvidenceRow(NamedTuple):
     interval: tuple[float, float] | None
     effect: float | None = None
     effect_interval: tuple[float, float] | None = None
+    counted: bool = True
 
     def to_the_right(self, value: float) -> float:
         """Return how far a value lies on the side on which the claim holds, in the claim's unit."""
@@ -50,10 +55,10 @@ def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
     lines = [
         '<figure class="drawing evidence">',
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">',
-        f'<text class="soft" x="{MIDDLE - HALF / 2:g}" y="14">fails</text>',
-        f'<text class="soft" x="{MIDDLE:g}" y="14">target</text>',
-        f'<text class="soft" x="{MIDDLE + HALF / 2:g}" y="14">holds</text>',
         *_legend(),
+        f'<text class="soft" x="{MIDDLE - HALF / 2:g}" y="{TOP - 12}">fails</text>',
+        f'<text class="soft" x="{MIDDLE:g}" y="{TOP - 12}">target</text>',
+        f'<text class="soft" x="{MIDDLE + HALF / 2:g}" y="{TOP - 12}">holds</text>',
         f'<path class="line" d="M{MIDDLE:g} {TOP - 8}V{height}"/>',
     ]
     # one row under the other, each around the line of its target
@@ -63,21 +68,41 @@ def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
 
 
 def _legend() -> list[str]:
-    """Return the SVG of the legend: our figure with its interval, and the paper's own effect."""
-    y = 30
-    return [
-        f'<g class="holds">{_mark("holds", 10, y)}</g>',
-        f'<text class="soft left" x="18" y="{y + 4}">ours, 95 % interval</text>',
-        f'<path class="paper" d="{_diamond(LEFT + 50, y)}"/>',
-        f'<text class="soft left" x="{LEFT + 60}" y="{y + 4}">the paper\'s own effect</text>',
+    """Return the SVG of the legend: the mark of each verdict, the paper's own effect, arrows."""
+    lines: list[str] = []
+    x, y = 10, 12
+    for word in MARKS:
+        wide = 18 + 5.2 * len(word)
+        if x + wide > WIDTH:
+            x, y = 10, y + 16
+        lines += [f'<g class="{_class(word)}">{_mark(word, x, y)}</g>', _said(x + 8, y, word)]
+        x += round(wide)
+    y += 16
+    lines += [
+        f'<path class="paper" d="{_diamond(10, y)}"/>',
+        _said(18, y, "the paper's own effect"),
     ]
+    lines += [f'<g class="older">{_mark("holds", 140, y)}</g>', _said(148, y, "grey: older code")]
+    lines += [f"<g>{_arrow(246, y, 1)}</g>", _said(252, y, "goes on beyond")]
+    return lines
+
+
+def _said(x: float, y: float, text: str) -> str:
+    """Return the SVG of words of the legend."""
+    return f'<text class="soft left" x="{x:g}" y="{y + 4:g}">{escape(text)}</text>'
+
+
+def _class(word: str) -> str:
+    """Return the class of a verdict's row, which site.css colours."""
+    return word.replace(" ", "-")
 
 
 def _row(row: EvidenceRow, y: float) -> Iterable[str]:
     """Yield the SVG of one claim: name, the paper's effect and our figure."""
     name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "…"
     title = escape(f"{row.name}: {row.word}")
-    yield f'<g class="{row.word.replace(" ", "-")}"><title>{title}</title>'
+    yield f'<g class="{_class(row.word) if row.counted else "older"}"><title>{title}</title>'
+    yield f'<path class="scale" d="M{LEFT} {y:g}H{RIGHT}"/>'
     yield f'<text class="left" x="4" y="{y + 4:g}">{escape(name)}</text>'
     # the paper's effect first, so that our own figure lies on top
     places = _places(row)
@@ -104,10 +129,11 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
             last = 3 if row.sense == "within" else 2
             span = min(ends_of_row), max(ends_of_row[:last])
             values[kind] = (row.to_the_right(point), *span)
-    # the farthest value stands at the end of the scale; if all values of a row are the target, it
-    # is in the middle
-    farthest = max((abs(v) for group in values.values() for v in group), default=0.0) or 1.0
-    scale = 0.94 * HALF / farthest
+    # the farthest of our interval and both figures stands near the end of the scale; if all values
+    # of a row are the target, it is in the middle
+    shown = [*values.get("ours", ()), *values.get("effect", ())[:1]]
+    farthest = max((abs(v) for v in shown if math.isfinite(v)), default=0.0) or 1.0
+    scale = REACH * HALF / farthest
 
     def placed(value: float) -> float:
         """Return the pixel of a distance from the target."""
@@ -117,16 +143,22 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
 
 
 def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> Iterable[str]:
-    """Yield the SVG of a figure and its interval."""
+    """Yield the SVG of a figure and its interval, with an arrow where that leaves the scale."""
     if kind == "effect":
-        # without an interval the point stands alone
-        if high > low:
-            yield f'<path class="paper" d="M{low:.1f} {y - 6:g}H{high:.1f}"/>'
-        yield f'<path class="paper" d="{_diamond(x, y - 6)}"/>'
-        return
+        y -= 6
+    # without an interval the point stands alone
     if high > low:
-        yield f'<path class="interval" d="M{low:.1f} {y:g}H{high:.1f}"/>'
-    yield _mark(word, x, y)
+        line = "paper" if kind == "effect" else "interval"
+        yield f'<path class="{line}" d="M{max(low, LEFT):.1f} {y:g}H{min(high, RIGHT):.1f}"/>'
+        for end, sign, beyond in ((LEFT, -1, low < LEFT), (RIGHT, 1, high > RIGHT)):
+            if beyond:
+                yield _arrow(end, y, sign, line)
+    yield f'<path class="paper" d="{_diamond(x, y)}"/>' if kind == "effect" else _mark(word, x, y)
+
+
+def _arrow(x: float, y: float, sign: int, line: str = "interval") -> str:
+    """Return the SVG of an arrow's head that ends at x.  sign: 1 to the right, -1 to the left."""
+    return f'<path class="{line}" d="M{x - 5 * sign:.1f} {y - 4:g}L{x:.1f} {y:g}l{-5 * sign} 4"/>'
 
 
 def _mark(word: str, x: float, y: float) -> str:
@@ -138,7 +170,7 @@ def _mark(word: str, x: float, y: float) -> str:
     if word == "not reproduced at this scale":
         return f'<path class="hollow" d="M{x - 4:.1f} {y - 4:g}h8v8h-8z"/>'
     if word == "withdrawn":
-        return f'<path class="cross" d="M{x - 5:.1f} {y:g}h10"/>'
+        return f'<path class="cross" d="M{x:.1f} {y - 5:g}v10"/>'
     if word == "void":
         cross = f"M{x - 4:.1f} {y - 4:g}l8 8m-8 0l8 -8"
         return f'<path class="cross" d="{cross}"/>'

@@ -22,6 +22,7 @@ from intarsia.hosts.anatomy.own_weights import own_parameters
 from intarsia.hosts.folding.fold import fold
 
 from .host_models import HOSTS, Batch, host
+from .native_hosts import section
 from .trials import Trials
 
 UPCYCLE = "upcycle"  # the last column
@@ -154,7 +155,7 @@ def page(report: Callable[[str], None] = lambda _: None) -> str:
         lines.append(f"| **{name}** | {' | '.join(cells)} |")
     # numbers in the table refer to this list of reasons
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
-    return "\n".join(lines)
+    return "\n".join(lines) + f"\n{section()}"
 
 
 def _column(trial: Callable[[str], str]) -> dict[str, str]:

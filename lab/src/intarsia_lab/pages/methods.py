@@ -17,6 +17,7 @@ from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
 from intarsia.core.registry import paper_name
 
+from ..claims import ledger
 from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, refusal, when
@@ -36,10 +37,11 @@ The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the 
 MEASURED = """
 ## Measured
 
-Claims of its paper that were run here; the page of each has every target that it ever had.
+Claims of its paper that were run here, with today's target and the verdict of the run's day; the
+page of each has every target that it ever had, and says whether the code has changed since.
 
-| claim | against | target | figure | verdict |
-|---|---|---|---|---|
+| claim | against | target | figure | verdict | run |
+|---|---|---|---|---|---|
 """
 GUIDES = ("how-to", "start", "areas")  # folders of pages that show how a method is used
 TITLE = re.compile(r"^# (.+)$", re.M)
@@ -209,11 +211,16 @@ def page(
     lines.append(official(card["name"], references))
     if of_paper := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
+        studies = {study.key: study for study in ledger.claims()}
         for claim in of_paper:
+            # today's question: a record's own may be an older one, which the claim's page tells
+            study = studies.get(claim["key"])
+            against = study.baseline if study else claim["baseline"]
+            target = study.bound if study else claim["target"]
             word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
             link = f"[{claim['key']}](../{link_of(claim['key'])})"
-            figures = f"{claim['target']} | {claim['got']:.3f} | {word}"
-            lines.append(f"| {link} | {claim['baseline']} | {figures} |")
+            figures = f"{target} | {claim['got']:.3f} | {word} | {claim['date']}"
+            lines.append(f"| {link} | {against} | {figures} |")
     return "\n".join([*lines, ""])
 
 
