@@ -191,7 +191,7 @@ def page(
         f"In Python: `{card['python']}`.\n",
         *_run_it(card, guides or {}),
         f"## In detail\n\n{markdown(refusal(card['doc'])[0], links or {})}\n",
-        '## Settings\n\n<div class="cards" markdown="1">\n',
+        '## Settings\n\n<div class="cards settings" markdown="1">\n',
         "| setting | type | default | meaning |\n|---|---|---|---|",
     ]
     for setting in card["settings"]:

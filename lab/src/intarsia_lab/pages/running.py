@@ -1,0 +1,237 @@
+"""The Python on a method's page: it runs as it stands, with toys for your model and your data.
+
+A program is written once for the methods that are used alike: those of a kind, or of a family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# toys, which stand for a pretrained model or for your data
+VIT = 'model = timm.create_model("test_vit", img_size=32, num_classes=4)    # yours: pretrained'
+CNN = 'model = timm.create_model("test_efficientnet", num_classes=4)    # yours: pretrained'
+SIZES = "vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4"
+LLAMA = f"model = LlamaForCausalLM(LlamaConfig({SIZES}))    # yours: pretrained"
+MIXTRAL = f"model = MixtralForCausalLM(MixtralConfig({SIZES}))    # yours: pretrained"
+PICTURES = "data = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4)"
+TEXTS = 'rows = [{"input_ids": ids} for ids in torch.randint(64, (16, 32))]    # of a tokenizer'
+TRACE = """row = torch.arange(640)
+trace = Trace(torch.randint(8, (640, 2, 2)), 8, row // 20, row % 20)    # or intarsia.trace"""
+TAKEN = 'taken = [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("bob", "milk"), ("eve", "tea")]'
+EVENTS = """events = [(f"user {n % 9}", f"item {n % 7}", n) for n in range(90)]
+data = as_interactions(events)    # or intarsia.recommend.load_interactions("folder")
+train, test = data.leave_last()"""
+ITEMS = "items = np.random.default_rng(0).random((20, 64)) < 0.2    # binary"
+
+# what is done with them
+FIT = "intarsia.fit(model, data, epochs=1, batch_size=8)"
+SEE = "print(model(torch.randn(2, 3, 32, 32)).shape)"
+CHANGED = f"{VIT}\nmodel = intarsia.apply(model, $method)\n{PICTURES}\n{FIT}"
+PHASED = (
+    f"{VIT}\n{PICTURES}\n"
+    "found = intarsia.fit_in_phases(model, $method, data, epochs=1, batch_size=8).found"
+)
+RECOMMENDED = (
+    f"{EVENTS}\ndone = intarsia.recommend.fit_recommender(\n"
+    "    $method, data, parts=(train, test, test), epochs=1)\n"
+    'print(done.model.recommend("user 1", k=2))'
+)
+TAKES = f'{TAKEN}\nmodel = $method.fit(taken)\nprint(model.recommend("eve"))'
+SEEING = f"{LLAMA}\nmodel = intarsia.apply(model, $method)    # connectors before the decoder"
+FILLED = f"{VIT}\nmodel = intarsia.upcycle(model, $method.router, capacity=$method.capacity)\n{SEE}"
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "adapter": f"{VIT}\nmodel = intarsia.adapt(model, $method)\n{PICTURES}\n{FIT}",
+        "baseline": CHANGED,
+        "cache": f"""{TRACE}
+steps = demand(trace, streams=4)    # the experts of each step
+print(replay(steps, $method.build(2, 8), slots=6).rate)    # hits""",
+        "change": CHANGED,
+        "parallel": f"""{TRACE}
+links = Topology.two_level(nodes=2, each=2, intra=(300e9, 2e-6), inter=(25e9, 10e-6))
+plan = $method.plan(trace, ExpertSize(64, 256), links, past=[trace.load()])
+print(intarsia.simulate(plan, links).seconds)    # fit(..., parallel=$method) carries it out""",
+        "placement": f"""{TRACE}
+placed = intarsia.place(trace, 4, $method)    # 4 devices
+print(quality(trace, placed))""",
+        "recipe": CHANGED,
+        "router": f"""{VIT}
+model = intarsia.upcycle(model, $method)    # its MLPs become mixtures
+{PICTURES}
+{FIT}""",
+        "schedule": f"{VIT}\n{PICTURES}\n{FIT[:-1]}, schedule=$method)",
+        "training": PHASED,
+    }
+)
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "pruning": f"""{LLAMA}
+{TEXTS}
+model = intarsia.sparsify(model, $method, rows)
+print(intarsia.sparse.sparsify_report(model))""",
+        "recommenders": RECOMMENDED,
+        "schedules": f"""{VIT}
+model = intarsia.adapt(model, intarsia.Mosa())
+{PICTURES}
+{FIT[:-1]}, schedule=$method)""",
+        "sparse coding": """x = np.random.default_rng(0).standard_normal((200, 16))    # samples in rows
+model = $method.fit(x)
+print(model.transform(x).shape)    # the posterior means of the codes""",
+    }
+)
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "add_momentum": CHANGED,
+        "compress": f"""{LLAMA}
+model = intarsia.apply(model, $method)    # from then on for answers, not for training
+print(model(torch.randint(64, (1, 8))).logits.shape)""",
+        "dass": PHASED,
+        "deepspeed_moe": f"""{VIT}
+layer = $method
+model = intarsia.upcycle(model, layer.router, experts=layer.experts, residual=layer.mix)
+{SEE}""",
+        "dsl": RECOMMENDED.replace("$method, data", "intarsia.recommend.LightGcn(width=8), data")
+        .replace("epochs=1", "epochs=1, schedule=$method"),
+        "ease": TAKES,
+        "fast_convnets": f"""{CNN}
+picture = torch.randn(1, 3, 32, 32)
+fast = intarsia.compress(model.eval(), $method, picture, force=True)
+print(fast(picture).shape)""",
+        "gaussian": """weight = torch.randn(64, 64)
+stored = $method.encode(weight)    # codes of one bit, and two moments
+print($method.decode(stored, weight.shape).sub(weight).square().mean())""",
+        "gaussian_moe": """x = np.random.default_rng(0).uniform(-2, 2, (400, 1))
+y = np.where(x[:, 0] > 0, 1.5, -1.0) * x[:, 0]
+model = $method.fit(x, y)
+print(model.coef_, model.gates([[-1.0], [1.0]]))    # slopes, and shares of the experts""",
+        "gqsa": f"""{LLAMA}
+{TEXTS}
+model = intarsia.compress(model, $method, rows, force=True)
+print(model(torch.randint(64, (1, 8))).logits.shape)""",
+        "head_spans": f"""{LLAMA}
+model = intarsia.apply(model, $method)
+print(model(torch.randint(64, (1, 48))).logits.shape)""",
+        "hash": f"""{LLAMA}
+model = intarsia.upcycle(model, $method)    # its MLPs become mixtures
+print(model(torch.randint(64, (1, 8))).logits.shape)""",
+        "inference_free": "",
+        "itemknn": TAKES,
+        "llava_mole": f"""{LLAMA}
+model = intarsia.adapt(model, $method)
+print(model(torch.randint(64, (1, 8))).logits.shape)""",
+        "mac": f"""{ITEMS}
+memory = $method
+for item in items:
+    memory.partial_fit(item)    # once each
+print(memory.familiarity(items))    # 1: known""",
+        "merge_mixtures": f"""{VIT}
+one, two = (intarsia.upcycle(copy.deepcopy(model), intarsia.TopK(4), seed=s) for s in (0, 1))
+model = intarsia.apply(one, $method)    # 4 + 4 experts in each layer
+{SEE}""",
+        "moa": f"""{LLAMA}
+texts = torch.randint(64, (4, 48))    # of a tokenizer
+spans = intarsia.spans.choose_spans(model, $method, texts)
+intarsia.spans.attach_spans(model, spans, length=48)""",
+        "modalities": SEEING,
+        "prune_experts": f"""{VIT}
+model = intarsia.upcycle(model, intarsia.TopK(experts=4))
+model = intarsia.apply(model, $method, [torch.randn(8, 3, 32, 32)])    # by their tokens
+{SEE}""",
+        "qmoe": f"""{MIXTRAL}
+{TEXTS}
+model = intarsia.compress(model, $method, rows)
+print(model(torch.randint(64, (1, 8))).logits.shape)""",
+        "random_search": f"""{VIT}
+batch = torch.randn(16, 3, 32, 32), torch.arange(16) % 4
+model = intarsia.apply(model, $method, [batch])
+{SEE}""",
+        "read_me": f"""{LLAMA}
+texts = {{"code": [{{"input_ids": torch.randint(32, (8, 24))}}]}}
+texts["prose"] = [{{"input_ids": 32 + torch.randint(32, (8, 24))}}]
+intarsia.privacy.extract(model, texts, $method)
+print(model(**texts["code"][0]).logits.shape)""",
+        "recombiner": """china, flower = (image[::6, ::6] for image in load_sample_images().images)
+small = $method
+codec = intarsia.codec.Recombiner.train([china], 0.5, small, crops=16, steps=20)
+data = codec.encode(flower[:32, :32], steps=10)
+print(len(data), codec.decode(data).shape)""",
+        "residual": """layers = [Residual(torch.nn.Linear(8, 8), $method) for _ in range(3)]
+blocks = join(torch.nn.Sequential(*layers))
+start(blocks)    # before every forward
+print(blocks(torch.randn(2, 8)).shape)""",
+        "seuf": f"""{MIXTRAL}
+forget, keep = torch.randint(32, (16, 24)), 32 + torch.randint(32, (16, 24))
+table = intarsia.experts.attribute_experts(model, [forget], [keep])
+found = intarsia.privacy.unlearn(model, $method, forget, keep, at=table.best("lift"))""",
+        "slime": SEEING,
+        "sparse_bytenn": CHANGED.replace(VIT, CNN),
+        "sparse_ift": CHANGED.replace(VIT, CNN),
+        "sparsey_net": """pictures = np.random.default_rng(0).random((20, 28 * 28)) < 0.1    # binary
+memory = $method.fit(pictures)
+print(memory.code(pictures).shape)    # the winners of the last level""",
+        "squarehead": f"""{VIT}
+small = intarsia.apply(copy.deepcopy(model), intarsia.sparse.Magnitude(density=0.3))
+{PICTURES}
+zeros = intarsia.schedules.FixedMask()
+intarsia.fit(small, data, epochs=1, batch_size=8, schedule=zeros, objective=$method)""",
+        "student_of": f"""{VIT}
+small = intarsia.apply(model, $method)    # a copy with these blocks
+print(small(torch.randn(2, 3, 32, 32)).shape)""",
+        "uni_moe": f"""{LLAMA}
+senses = intarsia.senses.Modalities(image="pixels", audio="log-mel")
+model = intarsia.adapt(intarsia.apply(model, senses), $method, head=None)""",
+        "union_of_experts": CHANGED,
+        "upcycle": CHANGED,
+        "zcode_m3": FILLED,
+    }
+)
+SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "deepspeed_moe": "experts=(4,) * 12",
+        "dsl": "every=1",
+        "head_spans": "sink=4, length=48",
+        "merge_mixtures": "two",
+        "moa": "lengths=(32,), check=48, sink=4, block=4, answer=8",
+        "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
+        "slime": "tiles=2, whole=4, queries=4, over=None",
+        "squarehead": "model",
+        "student_of": "[0, 1, 3]",
+    }
+)
+IMPORTS: Mapping[str, str] = MappingProxyType(
+    {  # a line, and what in a program needs it
+        "import copy": r"\bcopy\.",
+        "import numpy as np": r"\bnp\.",
+        "import timm": r"\btimm\.",
+        "import torch": r"\btorch\.",
+        "from sklearn.datasets import load_sample_images": "load_sample_images",
+        "from torch.utils.data import TensorDataset": "TensorDataset",
+        "from transformers import LlamaConfig, LlamaForCausalLM": "LlamaConfig",
+        "from transformers import MixtralConfig, MixtralForCausalLM": "MixtralConfig",
+        "import intarsia": r"\bintarsia\.",
+        "from intarsia.data.interactions import as_interactions": "as_interactions",
+        "from intarsia.gating import join, start": r"\bjoin\(",
+        "from intarsia.mixtures import Residual": r"\bResidual\(",
+    }
+)
+PLACEMENT = ("ExpertSize", "Topology", "Trace", "quality", "replay")
+
+
+def program(card: Mapping[str, Any]) -> str:
+    """Return lines of Python that run a method as they stand, "" for one that a command runs.
+
+    card: its description from the index.
+    """
+    name = card["name"]
+    text = NAMES.get(name, FAMILIES.get(card["family"], KINDS.get(card["kind"], "")))
+    text = text.replace("$method", f"{card['python']}({SETTINGS.get(name, '')})")
+    lines = [line for line, used in IMPORTS.items() if re.search(used, text)]
+    if names := [name for name in PLACEMENT if re.search(rf"\b{name}\b", text)]:
+        lines.append(f"from intarsia.placement import {', '.join(names)}")
+    if "demand(" in text:
+        lines.append("from intarsia.placement.describe import demand")
+    return "\n".join([*lines, "", text]) if text else ""
