@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from intarsia.catalog import example
+
 # toys, which stand for a pretrained model or for your data
 VIT = 'model = timm.create_model("test_vit", img_size=32, num_classes=4)    # yours: pretrained'
 CNN = 'model = timm.create_model("test_efficientnet", num_classes=4)    # yours: pretrained'
-SIZES = "vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4"
-LLAMA = f"model = LlamaForCausalLM(LlamaConfig({SIZES}))    # yours: pretrained"
-MIXTRAL = f"model = MixtralForCausalLM(MixtralConfig({SIZES}))    # yours: pretrained"
+SIZES = """    vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4)"""
+LLAMA = f"config = LlamaConfig(\n{SIZES}\nmodel = LlamaForCausalLM(config)    # yours: pretrained"
+MIXTRAL = LLAMA.replace("Llama", "Mixtral")
 PICTURES = "data = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4)"
 TEXTS = 'rows = [{"input_ids": ids} for ids in torch.randint(64, (16, 32))]    # of a tokenizer'
 TRACE = """row = torch.arange(640)
 trace = Trace(torch.randint(8, (640, 2, 2)), 8, row // 20, row % 20)    # or intarsia.trace"""
 TAKEN = 'taken = [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("bob", "milk"), ("eve", "tea")]'
-EVENTS = """events = [(f"user {n % 9}", f"item {n % 7}", n) for n in range(90)]
+EVENTS = """events = [(f"user {n % 9}", f"item {n % 7}", n) for n in range(45)]
 data = as_interactions(events)    # or intarsia.recommend.load_interactions("folder")
 train, test = data.leave_last()"""
 ITEMS = "items = np.random.default_rng(0).random((20, 64)) < 0.2    # binary"
@@ -54,7 +57,7 @@ print(replay(steps, $method.build(2, 8), slots=6).rate)    # hits""",
         "parallel": f"""{TRACE}
 links = Topology.two_level(nodes=2, each=2, intra=(300e9, 2e-6), inter=(25e9, 10e-6))
 plan = $method.plan(trace, ExpertSize(64, 256), links, past=[trace.load()])
-print(intarsia.simulate(plan, links).seconds)    # fit(..., parallel=$method) carries it out""",
+print(intarsia.simulate(plan, links).seconds)    # intarsia.fit(..., parallel=...) does it""",
         "placement": f"""{TRACE}
 placed = intarsia.place(trace, 4, $method)    # 4 devices
 print(quality(trace, placed))""",
@@ -78,7 +81,7 @@ print(intarsia.sparse.sparsify_report(model))""",
 model = intarsia.adapt(model, intarsia.Mosa())
 {PICTURES}
 {FIT[:-1]}, schedule=$method)""",
-        "sparse coding": """x = np.random.default_rng(0).standard_normal((200, 16))    # samples in rows
+        "sparse coding": """x = np.random.default_rng(0).standard_normal((200, 16))    # samples
 model = $method.fit(x)
 print(model.transform(x).shape)    # the posterior means of the codes""",
     }
@@ -94,13 +97,19 @@ print(model(torch.randint(64, (1, 8))).logits.shape)""",
 layer = $method
 model = intarsia.upcycle(model, layer.router, experts=layer.experts, residual=layer.mix)
 {SEE}""",
-        "dsl": RECOMMENDED.replace("$method, data", "intarsia.recommend.LightGcn(width=8), data")
-        .replace("epochs=1", "epochs=1, schedule=$method"),
+        "dsl": f"""{EVENTS}
+model, parts = intarsia.recommend.LightGcn(width=8), (train, test, test)
+intarsia.recommend.fit_recommender(
+    model, data, parts=parts, epochs=3, schedule=$method)""",
         "ease": TAKES,
         "fast_convnets": f"""{CNN}
 picture = torch.randn(1, 3, 32, 32)
 fast = intarsia.compress(model.eval(), $method, picture, force=True)
 print(fast(picture).shape)""",
+        "fixed_mask": f"""{VIT}
+model = intarsia.apply(model, intarsia.sparse.Magnitude(density=0.5))
+{PICTURES}
+{FIT[:-1]}, schedule=$method)    # zeros stay zeros""",
         "gaussian": """weight = torch.randn(64, 64)
 stored = $method.encode(weight)    # codes of one bit, and two moments
 print($method.decode(stored, weight.shape).sub(weight).square().mean())""",
@@ -118,7 +127,7 @@ print(model(torch.randint(64, (1, 48))).logits.shape)""",
         "hash": f"""{LLAMA}
 model = intarsia.upcycle(model, $method)    # its MLPs become mixtures
 print(model(torch.randint(64, (1, 8))).logits.shape)""",
-        "inference_free": "",
+        "inference_free": "",  # of a language model with its words, no toy
         "itemknn": TAKES,
         "llava_mole": f"""{LLAMA}
 model = intarsia.adapt(model, $method)
@@ -128,6 +137,7 @@ memory = $method
 for item in items:
     memory.partial_fit(item)    # once each
 print(memory.familiarity(items))    # 1: known""",
+        "m2trec": "",  # of items with fields
         "merge_mixtures": f"""{VIT}
 one, two = (intarsia.upcycle(copy.deepcopy(model), intarsia.TopK(4), seed=s) for s in (0, 1))
 model = intarsia.apply(one, $method)    # 4 + 4 experts in each layer
@@ -170,7 +180,7 @@ found = intarsia.privacy.unlearn(model, $method, forget, keep, at=table.best("li
         "slime": SEEING,
         "sparse_bytenn": CHANGED.replace(VIT, CNN),
         "sparse_ift": CHANGED.replace(VIT, CNN),
-        "sparsey_net": """pictures = np.random.default_rng(0).random((20, 28 * 28)) < 0.1    # binary
+        "sparsey_net": """pictures = np.random.default_rng(0).random((20, 784)) < 0.1    # 28 x 28
 memory = $method.fit(pictures)
 print(memory.code(pictures).shape)    # the winners of the last level""",
         "squarehead": f"""{VIT}
@@ -189,17 +199,20 @@ model = intarsia.adapt(intarsia.apply(model, senses), $method, head=None)""",
         "zcode_m3": FILLED,
     }
 )
+FEW = "n_components=4, n_iter=10"
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        "deepspeed_moe": "experts=(4,) * 12",
+        **dict.fromkeys(("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc"), FEW),
+        "deepspeed_moe": "experts=(4,) * 6",
         "dsl": "every=1",
+        "gaussian_moe": 'gate="linear", temperature="fixed", random_state=0',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
         "moa": "lengths=(32,), check=48, sink=4, block=4, answer=8",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
         "slime": "tiles=2, whole=4, queries=4, over=None",
         "squarehead": "model",
-        "student_of": "[0, 1, 3]",
+        "student_of": "layers=(0, 1, 3)",
     }
 )
 IMPORTS: Mapping[str, str] = MappingProxyType(
@@ -219,6 +232,27 @@ IMPORTS: Mapping[str, str] = MappingProxyType(
     }
 )
 PLACEMENT = ("ExpertSize", "Topology", "Trace", "quality", "replay")
+
+
+SESSIONS = ("m2trec", "onerec")  # read what was just taken; the others rank for a user
+
+
+def command(card: Mapping[str, Any]) -> str:
+    """Return a command that runs a method, "" for one that is for Python only.
+
+    card: its description from the index.
+    """
+    name = card["name"]
+    if card["kind"] in ("adapter", "baseline"):
+        return example(card)[0]
+    if card["family"] == "recommenders":
+        task = "sessions" if name in SESSIONS else "ranking"
+        return f"intarsia fit ml-100k --task {task} --method {name}"
+    if card["family"] == "pruning":
+        return f"intarsia sparsify smollm2 --method {name} --density 0.5 --out pruned"
+    if card["family"] == "retrieval":
+        return "intarsia fit docs.jsonl --task sparse-retrieval --teachers minilm,bm25 --out enc"
+    return ""
 
 
 def program(card: Mapping[str, Any]) -> str:
