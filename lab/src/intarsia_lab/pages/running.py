@@ -16,7 +16,7 @@ from intarsia.catalog import example
 VIT = 'model = timm.create_model("test_vit", img_size=32, num_classes=4)    # yours: pretrained'
 CNN = 'model = timm.create_model("test_efficientnet", num_classes=4)    # yours: pretrained'
 SIZES = """    vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-    num_attention_heads=4)"""
+    num_attention_heads=4, num_key_value_heads=4)"""
 LLAMA = f"config = LlamaConfig(\n{SIZES}\nmodel = LlamaForCausalLM(config)    # yours: pretrained"
 MIXTRAL = LLAMA.replace("Llama", "Mixtral")
 PICTURES = "data = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4)"
@@ -43,7 +43,7 @@ RECOMMENDED = (
     'print(done.model.recommend("user 1", k=2))'
 )
 TAKES = f'{TAKEN}\nmodel = $method.fit(taken)\nprint(model.recommend("eve"))'
-SEEING = f"{LLAMA}\nmodel = intarsia.apply(model, $method)    # connectors before the decoder"
+SEEING = f"{LLAMA}\nsenses = $method\nmodel = intarsia.apply(model, senses)    # its decoder stays"
 FILLED = f"{VIT}\nmodel = intarsia.upcycle(model, $method.router, capacity=$method.capacity)\n{SEE}"
 
 KINDS: Mapping[str, str] = MappingProxyType(
@@ -81,7 +81,7 @@ print(intarsia.sparse.sparsify_report(model))""",
 model = intarsia.adapt(model, intarsia.Mosa())
 {PICTURES}
 {FIT[:-1]}, schedule=$method)""",
-        "sparse coding": """x = np.random.default_rng(0).standard_normal((200, 16))    # samples
+        "sparse coding": """x = np.random.default_rng(0).exponential(size=(200, 16))    # samples
 model = $method.fit(x)
 print(model.transform(x).shape)    # the posterior means of the codes""",
     }
@@ -142,14 +142,19 @@ print(memory.familiarity(items))    # 1: known""",
 one, two = (intarsia.upcycle(copy.deepcopy(model), intarsia.TopK(4), seed=s) for s in (0, 1))
 model = intarsia.apply(one, $method)    # 4 + 4 experts in each layer
 {SEE}""",
+        "moe_x": f"""{VIT}
+model = intarsia.upcycle(model, $method, act="relu")    # a unit is on or off
+{PICTURES}
+{FIT}""",
         "moa": f"""{LLAMA}
-texts = torch.randint(64, (4, 48))    # of a tokenizer
+texts = torch.randint(64, (4, 768))    # of a tokenizer
 spans = intarsia.spans.choose_spans(model, $method, texts)
-intarsia.spans.attach_spans(model, spans, length=48)""",
+intarsia.spans.attach_spans(model, spans, length=768)""",
         "modalities": SEEING,
         "prune_experts": f"""{VIT}
 model = intarsia.upcycle(model, intarsia.TopK(experts=4))
-model = intarsia.apply(model, $method, [torch.randn(8, 3, 32, 32)])    # by their tokens
+batches = [torch.randn(8, 3, 32, 32)]    # whose tokens choose
+model = intarsia.apply(model, $method, batches)
 {SEE}""",
         "qmoe": f"""{MIXTRAL}
 {TEXTS}
@@ -166,11 +171,11 @@ intarsia.privacy.extract(model, texts, $method)
 print(model(**texts["code"][0]).logits.shape)""",
         "recombiner": """china, flower = (image[::6, ::6] for image in load_sample_images().images)
 small = $method
-codec = intarsia.codec.Recombiner.train([china], 0.5, small, crops=16, steps=20)
-data = codec.encode(flower[:32, :32], steps=10)
+codec = intarsia.codec.Recombiner.train([china], 0.5, small, crops=32, steps=100)
+data = codec.encode(flower[:32, :32], steps=50)
 print(len(data), codec.decode(data).shape)""",
         "residual": """layers = [Residual(torch.nn.Linear(8, 8), $method) for _ in range(3)]
-blocks = join(torch.nn.Sequential(*layers))
+join(blocks := torch.nn.Sequential(*layers))
 start(blocks)    # before every forward
 print(blocks(torch.randn(2, 8)).shape)""",
         "seuf": f"""{MIXTRAL}
@@ -208,7 +213,9 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "gaussian_moe": 'gate="linear", temperature="fixed", random_state=0',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
-        "moa": "lengths=(32,), check=48, sink=4, block=4, answer=8",
+        "onerec": "codes=(2, 2, 2), width=16",
+        "prune_experts": "keep=2",
+        "moa": "lengths=(512,), check=768",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
         "slime": "tiles=2, whole=4, queries=4, over=None",
         "squarehead": "model",
@@ -261,7 +268,8 @@ def program(card: Mapping[str, Any]) -> str:
     card: its description from the index.
     """
     name = card["name"]
-    text = NAMES.get(name, FAMILIES.get(card["family"], KINDS.get(card["kind"], "")))
+    of_kind = PHASED if card.get("phased") else KINDS.get(card["kind"], "")
+    text = NAMES.get(name, FAMILIES.get(card["family"], of_kind))
     text = text.replace("$method", f"{card['python']}({SETTINGS.get(name, '')})")
     lines = [line for line, used in IMPORTS.items() if re.search(used, text)]
     if names := [name for name in PLACEMENT if re.search(rf"\b{name}\b", text)]:
