@@ -35,7 +35,8 @@ SEE = "print(model(torch.randn(2, 3, 32, 32)).shape)"
 CHANGED = f"{VIT}\nmodel = intarsia.apply(model, $method)\n{PICTURES}\n{FIT}"
 PHASED = (
     f"{VIT}\n{PICTURES}\n"
-    "found = intarsia.fit_in_phases(model, $method, data, epochs=1, batch_size=8).found"
+    "method = $method\n"
+    "found = intarsia.fit_in_phases(model, method, data, epochs=1, batch_size=8).found"
 )
 RECOMMENDED = (
     f"{EVENTS}\ndone = intarsia.recommend.fit_recommender(\n"
@@ -44,7 +45,10 @@ RECOMMENDED = (
 )
 TAKES = f'{TAKEN}\nmodel = $method.fit(taken)\nprint(model.recommend("eve"))'
 SEEING = f"{LLAMA}\nsenses = $method\nmodel = intarsia.apply(model, senses)    # its decoder stays"
-FILLED = f"{VIT}\nmodel = intarsia.upcycle(model, $method.router, capacity=$method.capacity)\n{SEE}"
+FILLED = (
+    f"{VIT}\nlayer = $method\n"
+    f"model = intarsia.upcycle(model, layer.router, capacity=layer.capacity)\n{SEE}"
+)
 
 KINDS: Mapping[str, str] = MappingProxyType(
     {
@@ -56,7 +60,8 @@ print(replay(steps, $method.build(2, 8), slots=6).rate)    # hits""",
         "change": CHANGED,
         "parallel": f"""{TRACE}
 links = Topology.two_level(nodes=2, each=2, intra=(300e9, 2e-6), inter=(25e9, 10e-6))
-plan = $method.plan(trace, ExpertSize(64, 256), links, past=[trace.load()])
+size, past = ExpertSize(64, 256), [trace.load()]
+plan = $method.plan(trace, size, links, past=past)
 print(intarsia.simulate(plan, links).seconds)    # intarsia.fit(..., parallel=...) does it""",
         "placement": f"""{TRACE}
 placed = intarsia.place(trace, 4, $method)    # 4 devices
@@ -90,7 +95,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
     {
         "add_momentum": CHANGED,
         "compress": f"""{LLAMA}
-model = intarsia.apply(model, $method)    # from then on for answers, not for training
+model = intarsia.apply(model, $method)    # for answers
 print(model(torch.randint(64, (1, 8))).logits.shape)""",
         "dass": PHASED,
         "deepspeed_moe": f"""{VIT}
@@ -109,7 +114,7 @@ print(fast(picture).shape)""",
         "fixed_mask": f"""{VIT}
 model = intarsia.apply(model, intarsia.sparse.Magnitude(density=0.5))
 {PICTURES}
-{FIT[:-1]}, schedule=$method)    # zeros stay zeros""",
+{FIT[:-1]}, schedule=$method)""",
         "gaussian": """weight = torch.randn(64, 64)
 stored = $method.encode(weight)    # codes of one bit, and two moments
 print($method.decode(stored, weight.shape).sub(weight).square().mean())""",
@@ -143,7 +148,7 @@ one, two = (intarsia.upcycle(copy.deepcopy(model), intarsia.TopK(4), seed=s) for
 model = intarsia.apply(one, $method)    # 4 + 4 experts in each layer
 {SEE}""",
         "moe_x": f"""{VIT}
-model = intarsia.upcycle(model, $method, act="relu")    # a unit is on or off
+model = intarsia.upcycle(model, $method, act="relu", how="diversified")
 {PICTURES}
 {FIT}""",
         "moa": f"""{LLAMA}
@@ -181,7 +186,8 @@ print(blocks(torch.randn(2, 8)).shape)""",
         "seuf": f"""{MIXTRAL}
 forget, keep = torch.randint(32, (16, 24)), 32 + torch.randint(32, (16, 24))
 table = intarsia.experts.attribute_experts(model, [forget], [keep])
-found = intarsia.privacy.unlearn(model, $method, forget, keep, at=table.best("lift"))""",
+place = table.best("lift")    # layer and expert
+intarsia.privacy.unlearn(model, $method, forget, keep, at=place)""",
         "slime": SEEING,
         "sparse_bytenn": CHANGED.replace(VIT, CNN),
         "sparse_ift": CHANGED.replace(VIT, CNN),
@@ -192,10 +198,13 @@ print(memory.code(pictures).shape)    # the winners of the last level""",
 small = intarsia.apply(copy.deepcopy(model), intarsia.sparse.Magnitude(density=0.3))
 {PICTURES}
 zeros = intarsia.schedules.FixedMask()
-intarsia.fit(small, data, epochs=1, batch_size=8, schedule=zeros, objective=$method)""",
+like = $method
+intarsia.fit(small, data, epochs=1, batch_size=8, schedule=zeros, objective=like)""",
         "student_of": f"""{VIT}
-small = intarsia.apply(model, $method)    # a copy with these blocks
+small = intarsia.apply(model, $method)    # a copy
 print(small(torch.randn(2, 3, 32, 32)).shape)""",
+        "task": """router = $method.build(8)    # intarsia.methods.Poly mixes LoRAs by it
+print(router(torch.randn(10, 8)).dense().shape)""",
         "uni_moe": f"""{LLAMA}
 senses = intarsia.senses.Modalities(image="pixels", audio="log-mel")
 model = intarsia.adapt(intarsia.apply(model, senses), $method, head=None)""",
@@ -210,14 +219,14 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc"), FEW),
         "deepspeed_moe": "experts=(4,) * 6",
         "dsl": "every=1",
-        "gaussian_moe": 'gate="linear", temperature="fixed", random_state=0',
+        "gaussian_moe": 'gate="linear", temperature="fixed"',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
-        "onerec": "codes=(2, 2, 2), width=16",
+        "onerec": "codes=(4,), session=2",
         "prune_experts": "keep=2",
         "moa": "lengths=(512,), check=768",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
-        "slime": "tiles=2, whole=4, queries=4, over=None",
+        "slime": "tiles=2",
         "squarehead": "model",
         "student_of": "layers=(0, 1, 3)",
     }
