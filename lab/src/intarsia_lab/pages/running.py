@@ -285,4 +285,7 @@ def program(card: Mapping[str, Any]) -> str:
         lines.append(f"from intarsia.placement import {', '.join(names)}")
     if "demand(" in text:
         lines.append("from intarsia.placement.describe import demand")
-    return "\n".join([*lines, "", text]) if text else ""
+    ours = [line for line in lines if "intarsia" in line]
+    others = [line for line in lines if line not in ours]
+    groups = ("\n".join(group) for group in (others, ours, [text]) if group)
+    return "\n\n".join(groups) if text else ""
