@@ -181,7 +181,7 @@ def test_the_search_finds_the_other_spellings() -> None:
 
 FIRST = {  # the page that has to come first, and what readers type
     "devices": ("GPU", "CPU"),
-    "how-to/adapt-a-model": ("finetune", "fine-tune", "fine tune", "LoRA"),
+    "how-to/adapt-a-model": ("finetune", "fine-tune", "fine tune"),
     "how-to/fold-and-export": ("ONNX", "export", "export onnx", "gguf"),
     "how-to/offload-experts": ("offload",),
     "how-to/prune-a-language-model": ("prune",),
@@ -195,6 +195,7 @@ FIRST = {  # the page that has to come first, and what readers type
     "how-to/students": ("distill",),
     "how-to/upcycle": ("MoE",),
     "install": ("install",),
+    "methods/lora": ("LoRA",),
     "methods/moetuner": ("MoETuner",),
     "methods/mosa": ("MoSA",),
     "start/deploy": ("deploy",),

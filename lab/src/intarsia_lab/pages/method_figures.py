@@ -197,9 +197,10 @@ def when(card: Mapping[str, Any]) -> str:
 def refusal(doc: str) -> tuple[str, str]:
     """Return a docstring without its sentences on when not to use it, and those sentences.
 
-    They begin with "Not for", "Not when" and the like, and end at an empty line or before what is
-    raised and the source; "" without any.
+    They begin with "Not for", "Not when" and the like, and end at an empty line or before
+    "Raises" and "Source"; "" without any.
     """
+    # within a paragraph, too: a sentence is found by the stop before it
     begin = REFUSED.search(doc)
     if begin is None:
         return doc, ""

@@ -1,6 +1,6 @@
 """The Python on a method's page: it runs as it stands, with toys for your model and your data.
 
-A program is written once for the methods that are used alike: those of a kind, or of a family.
+A program is written once for the methods that are used alike: all of a kind, or of a family.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ LLAMA = f"config = LlamaConfig(\n{SIZES}\nmodel = LlamaForCausalLM(config)    # 
 MIXTRAL = LLAMA.replace("Llama", "Mixtral")
 PICTURES = "data = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4)"
 TEXTS = 'rows = [{"input_ids": ids} for ids in torch.randint(64, (16, 32))]    # of a tokenizer'
+# 32 texts of 20 tokens, two layers, eight experts
 TRACE = """row = torch.arange(640)
 trace = Trace(torch.randint(8, (640, 2, 2)), 8, row // 20, row % 20)    # or intarsia.trace"""
 TAKEN = 'taken = [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("bob", "milk"), ("eve", "tea")]'
+# each user takes five of seven items, none twice, so that one can be held out
 EVENTS = """events = [(f"user {n % 9}", f"item {n % 7}", n) for n in range(45)]
 data = as_interactions(events)    # or intarsia.recommend.load_interactions("folder")
 train, test = data.leave_last()"""
 ITEMS = "items = np.random.default_rng(0).random((20, 64)) < 0.2    # binary"
 
-# what is done with them
+# calls that several programs share
 FIT = "intarsia.fit(model, data, epochs=1, batch_size=8)"
 SEE = "print(model(torch.randn(2, 3, 32, 32)).shape)"
 CHANGED = f"{VIT}\nmodel = intarsia.apply(model, $method)\n{PICTURES}\n{FIT}"
@@ -50,6 +52,7 @@ FILLED = (
     f"model = intarsia.upcycle(model, layer.router, capacity=layer.capacity)\n{SEE}"
 )
 
+# the widest group: a name goes before a family, a family before a kind
 KINDS: Mapping[str, str] = MappingProxyType(
     {
         "adapter": f"{VIT}\nmodel = intarsia.adapt(model, $method)\n{PICTURES}\n{FIT}",
@@ -75,6 +78,7 @@ model = intarsia.upcycle(model, $method)    # its MLPs become mixtures
         "training": PHASED,
     }
 )
+# families with a call of their own in their kind
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "pruning": f"""{LLAMA}
@@ -91,6 +95,7 @@ model = $method.fit(x)
 print(model.transform(x).shape)    # the posterior means of the codes""",
     }
 )
+# methods that nothing else is called like
 NAMES: Mapping[str, str] = MappingProxyType(
     {
         "add_momentum": CHANGED,
@@ -214,6 +219,7 @@ model = intarsia.adapt(intarsia.apply(model, senses), $method, head=None)""",
     }
 )
 FEW = "n_components=4, n_iter=10"
+# settings that a toy needs, which is smaller than the defaults allow
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc"), FEW),
@@ -231,6 +237,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "student_of": "layers=(0, 1, 3)",
     }
 )
+# in the order of a program's head
 IMPORTS: Mapping[str, str] = MappingProxyType(
     {  # a line, and what in a program needs it
         "import copy": r"\bcopy\.",
@@ -247,10 +254,11 @@ IMPORTS: Mapping[str, str] = MappingProxyType(
         "from intarsia.mixtures import Residual": r"\bResidual\(",
     }
 )
+# names that one line imports together
 PLACEMENT = ("ExpertSize", "Topology", "Trace", "quality", "replay")
 
 
-SESSIONS = ("m2trec", "onerec")  # read what was just taken; the others rank for a user
+SESSIONS = ("m2trec", "onerec")  # of items taken just now; the others rank for a user
 
 
 def command(card: Mapping[str, Any]) -> str:
@@ -277,15 +285,18 @@ def program(card: Mapping[str, Any]) -> str:
     card: its description from the index.
     """
     name = card["name"]
+    # a training in phases is no call of `fit`, whatever its kind
     of_kind = PHASED if card.get("phased") else KINDS.get(card["kind"], "")
     text = NAMES.get(name, FAMILIES.get(card["family"], of_kind))
     text = text.replace("$method", f"{card['python']}({SETTINGS.get(name, '')})")
+    # a line is imported only where the program names it
     lines = [line for line, used in IMPORTS.items() if re.search(used, text)]
     if names := [name for name in PLACEMENT if re.search(rf"\b{name}\b", text)]:
         lines.append(f"from intarsia.placement import {', '.join(names)}")
     if "demand(" in text:
         lines.append("from intarsia.placement.describe import demand")
+    # three groups with an empty line between, as a sorted file has them
     ours = [line for line in lines if "intarsia" in line]
-    others = [line for line in lines if line not in ours]
-    groups = ("\n".join(group) for group in (others, ours, [text]) if group)
+    foreign = [line for line in lines if line not in ours]
+    groups = ("\n".join(group) for group in (foreign, ours, [text]) if group)
     return "\n\n".join(groups) if text else ""
