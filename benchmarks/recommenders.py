@@ -91,7 +91,7 @@ def main() -> None:
         "seconds are CPU seconds of one training with them."
     )
     head = ["method", "settings", *MEASURES, "CPU seconds"]
-    publish("Recommenders of users", about, markdown(head, rows), args)
+    publish("Measures of recommenders of users", about, markdown(head, rows), args)
 
 
 if __name__ == "__main__":

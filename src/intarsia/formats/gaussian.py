@@ -27,6 +27,7 @@ class Gaussian(Format):
     mean, std: of all entries of W, the std with n - 1, as released.
     Stored: the codes, b bits each, one after the other, and mean and std in float32.
 
+    Not for sparse weights: no level is 0, and a mask is refused.
     Raises: ConfigError on a setting that is none of these; ShapeError where bytes do not fit.
     Source: paper, section 3.3.  A constant tensor is kept as its mean.
     """

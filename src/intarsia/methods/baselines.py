@@ -32,7 +32,10 @@ class _PartTuning(Change):
 
 @dataclass(frozen=True)
 class LinearProbe(_PartTuning):
-    """Training of the head alone, on the frozen trunk."""
+    """Training of the head alone, on the frozen trunk.
+
+    Not where frozen features do not tell the classes apart: it changes none.
+    """
 
     part: ClassVar[str] = "linear"
     on_top: ClassVar[bool] = True  # the first blocks are frozen, whatever the settings
@@ -41,14 +44,20 @@ class LinearProbe(_PartTuning):
 
 @dataclass(frozen=True)
 class FullTuning(_PartTuning):
-    """Training of every weight of the model."""
+    """Training of every weight of the model.
+
+    Not where memory is scarce: every weight has a gradient and an optimiser's state.
+    """
 
     part: ClassVar[str] = "full"
 
 
 @dataclass(frozen=True)
 class BitFit(_PartTuning):
-    """Training of every bias, and of the head."""
+    """Training of every bias, and of the head.
+
+    Not for models without biases, as Llama's.
+    """
 
     part: ClassVar[str] = "bitfit"
     last_blocks: int = setting(
@@ -61,7 +70,10 @@ class BitFit(_PartTuning):
 
 @dataclass(frozen=True)
 class NormTuning(_PartTuning):
-    """Training of the gains and biases of every norm, and of the head."""
+    """Training of the gains and biases of every norm, and of the head.
+
+    Not for models whose norms have neither gain nor bias.
+    """
 
     part: ClassVar[str] = "norms"
     last_blocks: int = setting(
@@ -74,7 +86,10 @@ class NormTuning(_PartTuning):
 
 @dataclass(frozen=True)
 class LastBlocks(_PartTuning):
-    """Training of the last blocks, of all layers behind them, and of the head."""
+    """Training of the last blocks, of all layers behind them, and of the head.
+
+    Not where the first blocks have to change: they stay frozen.
+    """
 
     part: ClassVar[str] = "last-k"
     on_top: ClassVar[bool] = True
@@ -108,7 +123,10 @@ class _PromptTuning(Change):
 
 @dataclass(frozen=True)
 class VptShallow(_PromptTuning):
-    """Trained tokens before the first block, and a trained head."""
+    """Trained tokens before the first block, and a trained head.
+
+    Not for convolutional nets, which read no tokens, nor where the model must fold.
+    """
 
     deep: ClassVar[bool] = False
     prompts: int = setting(10, "The number of trained tokens.", least=0, fix="Try 10.")
@@ -122,7 +140,10 @@ class VptShallow(_PromptTuning):
 
 @dataclass(frozen=True)
 class VptDeep(_PromptTuning):
-    """Trained tokens in every block, and a trained head."""
+    """Trained tokens in every block, and a trained head.
+
+    Not for convolutional nets, which read no tokens, nor where the model must fold.
+    """
 
     deep: ClassVar[bool] = True
     prompts: int = setting(

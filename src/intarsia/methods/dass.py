@@ -37,7 +37,8 @@ class Dass:
     found = fit_in_phases(Supernet(CellSizes(), (val_x, val_y)), Dass(0.05), train, epochs=5).found
     fit_in_phases(ChosenNet(found.genotype, CellSizes()), Dass(0.05), train, epochs=5)
     Raises: ConfigError on settings that cannot be.
-    Source: paper, section 3; lengths are ours. Compare with random genotypes, `Genotype.drawn`.
+    Source: paper, section 3; lengths are ours. Not for short searches without a
+    comparison with random genotypes, `Genotype.drawn`: two epochs choose little.
     """
 
     density: float = setting(

@@ -30,8 +30,8 @@ class DSnoT(Pruner):
     The released code by default leaves MLPs alone (base=Wanda(layers=["self_attn.*"])), stops at an
     |eps| of .1 summed over the tokens of a row, and divides by the mean of the variances within
     calibration rows, which between rows of other kinds of text miss the larger part.
-    Raises: ConfigError on settings that cannot be.  Source: paper, section 3. SparseGPT alone is
-    often better: compare.
+    Raises: ConfigError on settings that cannot be.  Source: paper, section 3. Not where SparseGPT
+    can be afforded: alone it is often better; compare.
     """
 
     base: Magnitude | Wanda | SparseGPT = setting(

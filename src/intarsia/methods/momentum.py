@@ -26,6 +26,7 @@ RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
 class Momentum(Change):
     """Momentum in the residual stream, to which MLPs or other modules write.
 
+    Not for blocks with unlike tokens (Swin's stages), nor where the model must fold.
     Raises: TargetError in `apply` for a path that is not there; ConfigError as `Residual` does.
     """
 

@@ -50,8 +50,8 @@ class Qmoe(Change):
     Raises: ConfigError on settings that cannot be; TargetError for a model without stacked experts,
     or with adapters; DataError for too few rows.
     Source: paper, sections 3 and 4. Moments are added up batch by batch, so that no expert's rows
-    are kept, and none are cut at four times the mean, as the paper does to bound them. Made for
-    thousands of experts: a few small ones lose much.
+    are kept, and none are cut at four times the mean, as the paper does to bound them. Not for a
+    few small experts, which lose much: it is made for thousands.
     """
 
     layers: Sequence[str] = setting(

@@ -59,8 +59,9 @@ class RandomSearch(Change):
     Raises: ConfigError for settings that cannot be, a layer without a unit left, or a score by
     gradients of a frozen model; DataError for batches without labels; TargetError for a model
     without hidden layers of linear maps.
-    Source: paper, which finds that the selected ones learn no better than random ones: use it as a
-    baseline of other searches.
+    Not as a search: the selected ones learn no better than random ones, as the paper finds; use it
+    as a baseline of other searches.
+    Source: paper.
     """
 
     density: float = setting(

@@ -50,6 +50,7 @@ class SparseModelSoup:
 
     fit_in_phases(model, SparseModelSoup(density=0.1), train, val, epochs=10)
     The published recipe has SGD with momentum .9, and Nesterov's exactly with weight decay.
+    Not where time is short: each round trains every candidate.
     Raises: ConfigError on settings that cannot be; greedy without val, or with one inside train.
     Source: arXiv:2306.16788, section 3 and algorithm 1.
     """

@@ -49,7 +49,7 @@ class SparseIft(Change):
 
     model = apply(net, SparseIft("wide", density=0.25)); fit(model, train), which trains with RigL;
     or fit(model, train, schedule=Set(density=None)), or FixedMask(). `flop_audit(model)` counts.
-    Weights are drawn again: for a training from scratch, not for fine-tuning a pretrained model.
+    Not for fine-tuning a pretrained model: weights are drawn again, for a training from scratch.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with adapters
     or with layers that have a fixed width.
     Source: paper, section 2; norms of linear branches, the rule for MLPs and that stem and

@@ -28,6 +28,7 @@ class DeepSpeedMoE:
     `intarsia.upcycle(model, pr.router, experts=pr.experts, capacity=pr.capacity, residual=pr.mix)`
     puts it into a model.
 
+    Not in a decoder with another policy than "order": experts would depend on later tokens.
     Raises: ConfigError on a setting that cannot be.
     Source: arXiv:2201.05596, section 4.1, and released code.
     """

@@ -51,6 +51,7 @@ class HeavyBall(Update):
     mu = 0, gamma = 1 is `Plain`. For f(x) = -lambda x it is stable where |mu| < 1 and
     0 < gamma lambda < 2 (1 + mu), `Plain` where 0 < gamma lambda < 2 (section 3).
 
+    Not for blocks of too strong an answer: where gamma lambda > 2 (1 + mu) the stream diverges.
     Raises: ConfigError unless |mu| < 1.
     Source: arXiv:2410.14574, section 3. `AdamOnce` and `Robust` are its other two updates.
     """

@@ -34,8 +34,8 @@ class ZCodeM3:
     `intarsia.upcycle(model, layer.router, capacity=layer.capacity)` puts it into a model.
 
     Raises: ConfigError on a setting that cannot be.
-    Source: arXiv:2109.10465, and released code, which drops at random in evaluation, too. In a
-    decoder a later token may then take an earlier one's place.
+    Source: arXiv:2109.10465, and released code, which drops at random in evaluation, too. Not in
+    decoders: there a later token may take an earlier one's place.
     """
 
     experts: int = setting(64, EXPERTS)

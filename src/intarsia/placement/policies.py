@@ -165,6 +165,7 @@ class Expected:
     Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
     share of steps that used it.
 
+    Not where the present step can be foretold: `Predictive` does it.
     Raises: ConfigError for a decay outside 0.5 ... 1.
     Not from a paper; a companion of ExpertFlow's caches, which predict for the present step.
     """

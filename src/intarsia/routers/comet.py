@@ -23,6 +23,7 @@ class Comet:
     a = A x + c are the logits of the leaves. Leaves with P = 0 get nothing: |g|_0 <= k once every
     split is 0 or 1.
 
+    Not where loads must be even: no loss balances them.
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, and released code.
     Weights sum to 1. No loss balances the load. Two trees may end on the same expert, so that a

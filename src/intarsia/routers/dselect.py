@@ -22,6 +22,7 @@ class DSelectK:
     Each of k selectors has m = ceil(log2 E) bits S(z_b), z = x W, S the smooth step (the paper's
     per-example gating). A selector is on one expert once its bits are 0 or 1.
 
+    Not where each token needs k experts: two selectors may end on one.
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2106.03760.
     Two selectors may end on the same expert, so that a token has at most k.

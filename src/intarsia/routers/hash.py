@@ -25,6 +25,7 @@ class Hash:
 
     A fixed random map (the paper's random hash); an id has the same experts in every batch.
 
+    Not for experts that should go by content: an id has the same ones in every text.
     Raises: ConfigError for a setting out of range; in a forward, ConfigError for ids that are
     missing, ShapeError for ids that do not fit.
     Source: arXiv:2106.04426.

@@ -26,6 +26,7 @@ class NoisyTopK:
     P(x)_e is the probability that e is among the k when its noise alone is drawn again. CV is
     standard deviation over mean.
 
+    Not where two forwards in training must be equal: the noise is drawn again.
     Raises: ConfigError for a setting out of range: k above E, or one of several experts, as its
     weight would always be 1.
     """

@@ -35,6 +35,8 @@ class PermutationSearch:
     search), which only relabels experts. `gating.before_step` moves it on; the step and the
     permutation found are in the checkpoint.
 
+    Not where a step must be cheap from the start: while it searches, every expert has a weight for
+    every token, as in a dense mixture.
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, local search.
     During the search every expert has a weight for every token: a step costs a dense mixture.

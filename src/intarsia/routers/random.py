@@ -85,6 +85,7 @@ class RandomRouter(RandomSource):
 class RandomRouting:
     """G = 1 at k of N experts, drawn uniformly; in evaluation k / N at all. See RandomRouter.
 
+    Not where evaluation must be sparse: there all N experts run.
     Raises: ConfigError for a setting out of range.
     Source: THOR (arXiv:2110.04260); AdaMix (arXiv:2205.12410) draws for each batch.
     """

@@ -167,6 +167,7 @@ def _shares(logits: Tensor) -> Tensor:
 class TaskRouting:
     """w = sigma(Z[task]) / sum over skills, for each head; see TaskRouter.
 
+    Not for tokens: it goes by the task of a sample, which must be known.
     Raises: ConfigError for a setting out of range.
     Source: Poly (arXiv:2202.13914), section 2.2; heads as in MHR (arXiv:2211.03831).
     """

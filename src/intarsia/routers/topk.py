@@ -22,6 +22,7 @@ SCALES = ("renormalised", "prob", "ste", "none")
 class TopK:
     """The k experts of largest p = softmax(x W^T), for each token.
 
+    Not where an expert's tokens must have a bound, unless the mixture has a `capacity`.
     Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
     several, as its weight would always be 1.
     Source: arXiv:1701.06538; forms of Mixtral (arXiv:2401.04088), Switch (arXiv:2101.03961) and

@@ -19,6 +19,8 @@ class TopP:
 
     Weights are the probabilities, not renormalised.
 
+    Not where a token's cost must have a bound: with nearly even probabilities it has nearly all
+    experts.
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2403.07652; also the dynamic variant of MixLoRA (arXiv:2404.15159).
     """

@@ -60,6 +60,7 @@ class ActiveSchedule:
     From many to one active expert: the whole adapter is trained first, its parts differ later.
     Depends on the step only, so that a resumed run sees the same.
 
+    Not with routers that learn: it sets those that draw at random.
     Raises: ConfigError on a setting that `active_at` refuses.
     """
 

@@ -26,6 +26,7 @@ class Dsl(DropAndGrow):
     training.
 
     fit(recommender, train, schedule=Dsl(density=0.2))
+    Not to save memory in training, nor for tables with sparse gradients: means are dense.
     Raises: ConfigError on settings that cannot be; at the start for a table with sparse gradients,
     or one that shares its weight and is not named.
     Source: paper, section 3; masks have exactly round(d n) weights where the released ones are

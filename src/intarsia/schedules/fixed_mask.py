@@ -17,6 +17,7 @@ class FixedMask(MaskSettings):
     """Weights that are 0 when the training starts stay 0.
 
     fit(model, train, schedule=FixedMask())
+    Not for a dense model, which has no zeros to keep: prune it first.
     Raises: ConfigError on an unknown store; at the start for layers without a zero.
     """
 

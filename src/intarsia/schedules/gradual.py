@@ -33,6 +33,7 @@ class Gradual(MaskSettings):
 
     The sparsity between start and stop rises by s_t = s_f + (s_i - s_f)(1 - t)^3.
 
+    Not where the first steps must be cheap: they are dense, unless `start` says otherwise.
     Raises: ConfigError on settings that cannot be.
     """
 

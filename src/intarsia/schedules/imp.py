@@ -24,6 +24,7 @@ class Imp:
     `intarsia.fit_in_phases` carries it out on a trained model; each round has the epochs that were
     asked for.
 
+    Not for an untrained model: the weights that go are the smallest of a trained one.
     Raises: ConfigError on settings that cannot be.
     Source: Han et al. (2015), section 3; the global share of Sparse Model Soups (arXiv:2306.16788).
     """

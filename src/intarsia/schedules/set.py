@@ -14,8 +14,8 @@ class Set(DropAndGrow):
 
     What comes is drawn at random, at 0, before a step's forward; nothing dense is ever computed.
     The paper drops the weights nearest to 0 of each sign, and by a fixed share.
-    Source: paper, algorithm 1; the falling share is RigL's. Where a dense gradient can be afforded
-    now and then, RigL is better.
+    Source: paper, algorithm 1; the falling share is RigL's. Not where a dense gradient can be
+    afforded now and then: RigL is better there.
     """
 
 

@@ -5,10 +5,15 @@ Colours are the page's (`docs/site.css`): frozen parts are outlined, new ones ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Lines = list[str]
+REFUSED = re.compile(
+    r"(?:^|(?<=[.:;]\s)|(?<=[.]  ))Not (?:for|when|with|where|in|without|as|to)\s", re.M
+)
+ENDED = re.compile(r"^\s*$|(?:^|(?<=[.:] ))(?:Raises|Source): ", re.M)
 WIDTH = 560
 BLOCKS = 6  # drawn of a model
 CHOSEN = ("mixlora", "llava_mole")  # their cell is a mixture that routes by its input
@@ -193,16 +198,17 @@ def when(card: Mapping[str, Any]) -> str:
 
 
 def refusal(doc: str) -> tuple[str, str]:
-    """Return a docstring without its paragraph on when not to use it, and that paragraph.
+    """Return a docstring without its sentences on when not to use it, and those sentences.
 
-    It begins with "Not for", "Not when" and the like, and ends at an empty line; "" without one.
+    They begin with "Not for", "Not when" and the like, and end at an empty line or before
+    "Raises" and "Source"; "" without any.
     """
-    lines = doc.splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):
-            # the paragraph ends at an empty line
-            rest = lines[number:]
-            end = next((i for i, text in enumerate(rest) if i and not text.strip()), len(rest))
-            words = " ".join(text.strip() for text in rest[:end])
-            return "\n".join([*lines[:number], *rest[end:]]), words.rstrip(".") + "."
-    return doc, ""
+    # within a paragraph, too: a sentence is found by the stop before it
+    begin = REFUSED.search(doc)
+    if begin is None:
+        return doc, ""
+    end = ENDED.search(doc, begin.end())
+    stop = end.start() if end else len(doc)
+    words = " ".join(doc[begin.start() : stop].split())
+    rest = f"{doc[: begin.start()].rstrip()}\n{doc[stop:].lstrip(' ')}"
+    return rest.strip(), words.rstrip(".") + "."

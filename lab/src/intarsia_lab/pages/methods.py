@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intarsia.catalog import TAGS, cards, describe, example, shown
+from intarsia.catalog import TAGS, cards, describe, shown
 from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
@@ -22,6 +22,7 @@ from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, refusal, when
 from .prose import cell, markdown
+from .running import command, program
 
 INDEX = """# Methods
 
@@ -152,12 +153,8 @@ def official(name: str, references: Sequence[Record]) -> str:
 def _run_it(card: dict[str, Any], guides: Mapping[str, str]) -> list[str]:
     """Return the section on how to run a method: a command, Python, and the pages that show it."""
     lines = ["## Run it\n"]
-    if card["kind"] == "adapter":
-        command, python = example(card)
-        lines += ["```sh", command, "```\n", "```python", python, "```\n"]
-    else:
-        package, _, name = card["python"].rpartition(".")
-        lines += [f"```python\nfrom {package} import {name}\n```\n"]
+    for language, text in (("sh", command(card)), ("python", program(card))):
+        lines += [f"```{language}\n{text}\n```\n"] if text else []
     # a page shows it that has its class in code or its key in a command
     option = rf"--\w+ (?:\S*[,=])?{re.escape(card['name'])}(?=[\s,`@]|$)"
     named = re.compile(rf"\.{card['config']}\b|\b{card['config']}\(|{option}", re.M)
@@ -193,13 +190,14 @@ def page(
         f"In Python: `{card['python']}`.\n",
         *_run_it(card, guides or {}),
         f"## In detail\n\n{markdown(refusal(card['doc'])[0], links or {})}\n",
-        '## Settings\n\n<div class="cards" markdown="1">\n',
+        '## Settings\n\n<div class="cards settings" markdown="1">\n',
         "| setting | type | default | meaning |\n|---|---|---|---|",
     ]
     for setting in card["settings"]:
         kind = setting["type"].replace(" | ", " or ")  # a bar would end the cell
-        default, meaning = shown(setting["default"]), cell(setting["help"])
-        lines.append(f"| `{setting['name']}` | `{kind}` | `{default}` | {meaning} |")
+        value, meaning = shown(setting["default"]), cell(setting["help"])
+        default = f"`{value}`" if value else "none"
+        lines.append(f"| `{setting['name']}` | `{kind}` | {default} | {meaning} |")
     lines.append("\n</div>")
     if card["tags"]:
         lines += ["", "## Tags", ""]

@@ -83,7 +83,8 @@ def _tables() -> Iterator[str]:
     """Yield the lines of a section with a table for each class of settings."""
     for kind, panel in PANELS.items():
         only = ", on the command line only" if kind in ONLY_COMMAND_LINE else ""
-        yield f"## {panel}: `{kind.__name__}`{only}\n"
+        yield f"## Settings: {panel[0].lower() + panel[1:]} (`{kind.__name__}`){only}\n"
+        yield '<div class="cards options" markdown="1">\n'
         yield "| setting | option | type | default | range | help |\n|---|---|---|---|---|---|"
         for item, declared in settings_of(kind):
             # a setting for Python alone has no option
@@ -99,7 +100,7 @@ def _tables() -> Iterator[str]:
                 declared.help,
             )
             yield f"| {' | '.join(cells)} |"
-        yield ""
+        yield "\n</div>\n"
 
 
 def _default(item: Any) -> str:

@@ -27,6 +27,7 @@ class ItemKnn(Settings):
     s_ij = n_ij / (sqrt(n_i n_j) + shrink): n_ij users have both items, n_i the first.
 
     model = ItemKnn().fit(events);  model.recommend("u1");  model.recommend(["item 3", "item 7"])
+    Not for items that nobody has taken: they have no neighbours.
     Raises: ConfigError for a setting out of range.
     Source: Deshpande and Karypis, Item-based top-N recommendation algorithms, 2004; with the
     shrunk cosine of the paper, section 3.2.

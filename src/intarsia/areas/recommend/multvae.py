@@ -27,6 +27,7 @@ class MultVae(Settings):
     over users; beta rises from 0 to its value over the first fifth of the steps.  The first and the
     last layer are tables with a row for each item, which `Dsl` makes sparse.
 
+    Not for new items: the tables have rows for those of the training alone.
     Raises: ConfigError for a setting out of range.
     It scores new users by their history, without training again.
     Source: paper, sections 2.2 and 2.3.

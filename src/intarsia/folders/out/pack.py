@@ -96,6 +96,7 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
 class CodeHead(Change):
     """Change to a classifier so that it trains with weights of few bits; goes before `BiAdapter`.
 
+    Not for models with other classifiers than linear ones, nor for one that is adapted already.
     Raises: ConfigError for a setting out of range; TargetError in `apply` if the model has no
     linear head.
     """

@@ -93,6 +93,7 @@ class HeadSpans(Change):
     One density for all heads is StreamingLLM; `attach_spans` gives each head a span of its own
     instead. Weights stay. `generate` caches only keys and values that heads can see, with padding
     and on prefixes, too; no assisted decoding, which takes tokens back.
+    Not with assisted decoding, nor for texts longer than `length`, which are refused.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with windows
     of its own or cross attention, by layer, or with spans.
     Source: arXiv:2309.17453; spans of heads arXiv:2406.14909.

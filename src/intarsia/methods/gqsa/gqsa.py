@@ -45,8 +45,8 @@ class Gqsa(Change):
     The plan holds all that is stored; applied, the model has `Compress` done to it.
     Raises: ConfigError on settings that cannot be; DataError for too few rows; TargetError for a
     model with adapters or without linear layers in blocks.
-    Source: paper, section 3; "obs" is ours. Small models break early: look at densities .75 and .9,
-    and at int4 without pruning.
+    Source: paper, section 3; "obs" is ours. Not for small models, which
+    break early: look at densities .75 and .9, and at int4 without pruning.
     """
 
     bits: int = setting(4, "The bits of a weight; 4 has a kernel.", least=2, most=8, fix="Try 4.")

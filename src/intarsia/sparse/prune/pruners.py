@@ -40,7 +40,7 @@ class MaskPruner(LayerPruner):
 class Magnitude(MaskPruner):
     """Pruner that keeps the largest |W| of each layer; needs no calibration.
 
-    Source: Han et al. (2015). For a language model Wanda is as cheap and far better.
+    Source: Han et al. (2015). Not for a language model: Wanda is as cheap and far better.
     """
 
 
@@ -49,8 +49,8 @@ class Wanda(MaskPruner):
     """Pruner that keeps the largest |W_ij| ||x_j|| of each row, as they are.
 
     Of a row of C weights C - floor((1 - density) C) are kept.
-    Source: paper, equation 1 and algorithm 1. Two forwards of each block; SparseGPT is better at
-    low densities and costs minutes.
+    Source: paper, equation 1 and algorithm 1. Two forwards of each block. Not for low
+    densities: SparseGPT is better there, and costs minutes.
     """
 
     @property
@@ -72,6 +72,7 @@ class SparseGPT(LayerPruner):
     """Pruner that removes weights column by column, and lets later columns make up for them.
 
     The density holds in each `block` of columns.
+    Not where minutes are too many: Wanda takes two forwards of each block.
     Raises: as `LayerPruner`; ConfigError for rows or inputs with a pattern; at the layer in
     question ShapeError where they do not divide the outputs or inputs.
     Source: paper, algorithm 1; see `choose_and_compensate`. Blocks of rows are not the paper's.

@@ -32,6 +32,8 @@ class MergeMixtures(Change):
     """Change that puts the experts of another trained copy of the model next to its own.
 
     See `merge_mixtures`.
+
+    Not for trainings of two models: both must begin as copies of one.
     """
 
     other: nn.Module | None = setting(
@@ -56,6 +58,8 @@ class PruneExperts(Change):
     """Change that keeps only some experts of each mixture, by default those with the most tokens.
 
     Unless the choice is at random, `plan` wants a few batches. See `prune_experts`.
+
+    Not where rare inputs matter most: by tokens, their experts go first.
     """
 
     keep: int | Sequence[int] | Mapping[str, Sequence[int]] = setting(

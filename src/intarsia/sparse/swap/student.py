@@ -26,7 +26,10 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 @dataclass(frozen=True)
 class Student(Change):
-    """Change to a copy of the model with some of its blocks, see `student_of`."""
+    """Change to a copy of the model with some of its blocks, see `student_of`.
+
+    Not for models with stages or with blocks of two kinds in turn.
+    """
 
     layers: tuple[int, ...] = setting((0,), "The numbers of the blocks that stay, from 0 on.")
 

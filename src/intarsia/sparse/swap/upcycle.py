@@ -48,6 +48,8 @@ class Upcycle(Change):
     then what the host's own gate does, and `TopK(...)` without a scale weighs as that gate does.
     Nothing is frozen.
 
+    Not for models with adapters, nor to save time with copies: each active one costs what the
+    MLP did.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for MLPs of another kind,
     adapted models and layers that are not there.
     """
