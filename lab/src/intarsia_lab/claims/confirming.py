@@ -14,19 +14,18 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from intarsia.core.cache import cache_dir
-from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.core.errors import ConfigError
 
 from ..kit import TIMED, Report, Study
-from ..kit.provenance import ROOT, commit, unpack
+from ..kit.provenance import commit, unpack
 from .bars import Line, append
 from .designs import COMPARISONS
 from .ledger import COMMAND, Record, code_of, machine
@@ -45,39 +44,41 @@ result = claim(key).measure(tuple(map(int, seeds.split(","))), told)
 print(json.dumps(list(result.values)))
 """
 Values = tuple[float, ...]
-Run = Callable[[Path, str, str, Sequence[int], Report], Values]
+Then = Callable[[str, str, Sequence[int], Report], Values | None]
 
 
 def confirm(
     study: Study,
     record: Record,
-    page: Path,
+    folder: Path,
+    name: str,
     *,
     seeds: Sequence[int] | None = None,
-    run: Run | None = None,
+    then: Then | None = None,
     report: Report = print,
 ) -> Line:
     """Run a seed of a record again with today's code, and add what comes out to the ledger.
 
-    study: the claim; record: its stored one; page: of the claims, beside which the ledger lies;
-    seeds: of the record, by default one, see `telling`; run: what runs seeds with the code of a
-    folder, `run_seeds` by default. Where the values differ, and the record names a commit, its code
-    runs the seeds as well: the processor may be another one.
+    study: the claim; record: its stored one; folder: of the records; name: the commit of today's
+    code, see `clean_commit`; seeds: of the record, by default one, see `telling`; report: receives
+    progress lines. Where the values differ, and the record names a commit, its code runs the seeds
+    as well, by `then`, which is `by_commit`: another processor rounds otherwise.
 
     Returns the line of the ledger: *equal* is None where nothing is decided, and *why* says why.
-    Raises: ConfigError for a record that one seed cannot confirm; TrainingError if the run fails.
+    Raises: ConfigError for a record that one seed cannot confirm.
     """
-    run = run or run_seeds
     refuse(study, record, seeds)
-    name = clean_commit(page)
     chosen = tuple(seeds) if seeds is not None else (telling(record),)
     code = code_of(study.key)  # before the run, as the commit is
-    got = run(ROOT, name, study.key, chosen, report)
+    with _results_of(name):
+        got = study.measure(chosen, report).values
     stored = stored_values(record, chosen, got)
-    equal, then, why = _same(got, stored), None, ""
+    equal, earlier, why = same(got, stored), None, ""
     if not equal:
-        then, why = _then(record, chosen, run, report)
-        equal = _same(got, then) if then is not None else (None if why else False)
+        if record.commit and not record.commit.endswith("+"):
+            earlier = (then or by_commit)(record.commit, record.key, chosen, report)
+        why = "" if earlier is not None else _undecided(record)
+        equal = same(got, earlier) if earlier is not None else None if why else False
     line = {
         "line": "confirmation",
         "claim": study.key,
@@ -88,12 +89,12 @@ def confirm(
         "seeds": list(chosen),
         "stored": list(stored),
         "got": list(got),
-        "then": None if then is None else list(then),
+        "then": None if earlier is None else list(earlier),
         "machine": machine(),
         "equal": equal,
         "why": why,
     }
-    append(page.with_suffix(""), [line])
+    append(folder, [line])
     return line
 
 
@@ -144,8 +145,9 @@ def telling(record: Record) -> int:
     by_seed = [stored_values(record, (seed,)) for seed in record.seeds]
     times = Counter(by_seed)
     # counts and shares of few items are equal by chance; a rare one seldom
-    return next((s for s, v in zip(record.seeds, by_seed, strict=True) if times[v] == 1), 
-                record.seeds[0])
+    return next(
+        (s for s, v in zip(record.seeds, by_seed, strict=True) if times[v] == 1), record.seeds[0]
+    )
 
 
 def stored_values(record: Record, seeds: Sequence[int], got: Values | None = None) -> Values:
@@ -164,78 +166,74 @@ def stored_values(record: Record, seeds: Sequence[int], got: Values | None = Non
             want="values that belong to seeds",
             fix=f"Run it again whole: {COMMAND} {record.key}",
         )
-    return by_task if got is not None and _same(got, by_task) else by_seed
+    return by_task if got is not None and same(got, by_task) else by_seed
 
 
-def _same(ours: Values, others: Values) -> bool:
+def same(ours: Values, others: Values) -> bool:
     """Return whether values are equal in all digits that the same computation has alike."""
     pairs = zip(ours, others, strict=True)
     return all(math.isclose(a, b, rel_tol=CLOSE, abs_tol=NEAR_ZERO) for a, b in pairs)
 
 
-def _then(
-    record: Record, seeds: Sequence[int], run: Run, report: Report
-) -> tuple[Values | None, str]:
-    """Return the values of seeds by a record's own commit, here; else None, and why they differ.
-
-    The reason is "" where nothing but the code can differ.
-    """
-    if record.commit and not record.commit.endswith("+"):
-        with tempfile.TemporaryDirectory() as folder:
-            if unpack(record.commit, Path(folder)):
-                report(f"Unequal: the code of {record.commit} runs, too.")
-                try:
-                    return run(Path(folder), record.commit, record.key, seeds, report), ""
-                except TrainingError as error:
-                    report(f"The code of {record.commit} does not run here: {error.got}")
+def _undecided(record: Record) -> str:
+    """Return why an unequal value says nothing of a record's code; "" where it does."""
     if COMPARISONS.get(record.key, 1) > 1:
-        return None, "with one seed another of its comparisons may be the worst"
-    if _processor(record.machine) != _processor(machine()):
-        return None, "its processor was another one, and its code cannot be run"
-    return None, ""
+        return "with one seed another of its comparisons may be the worst"
+    if _rounding(record.machine) != _rounding(machine()):
+        return "the record is of another processor"
+    return ""
 
 
-def _processor(machine: str) -> str:
+def _rounding(line: str) -> str:
     """Return what decides how a machine rounds: its processor, cores and torch."""
-    return machine.split(", intarsia")[0]
+    return line.split(", intarsia")[0]
 
 
-def run_seeds(tree: Path, name: str, key: str, seeds: Sequence[int], report: Report) -> Values:
-    """Return a claim's values of some seeds, run in a process of its own with the code of a folder.
+def by_commit(name: str, key: str, seeds: Sequence[int], report: Report) -> Values | None:
+    """Return a claim's values of some seeds by the code of a commit, in a process of its own.
 
-    tree: a checkout; name: its commit, whose results alone are read back; report: gets lines.
-    Raises: TrainingError if the run fails.
+    report: gets its lines. None where this repository lacks the commit, or its code fails here.
     """
-    paths = [str(tree / part) for part in ("src", "lab/src")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
-        "INTARSIA_HOME": str(_home(name)),
-    }
-    command = (sys.executable, "-c", PROGRAM, key, ",".join(map(str, seeds)), f"{torch.get_num_threads()}")
-    with subprocess.Popen(
-        command, cwd=tree, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None and process.stdout is not None
-        said = ""
-        for text in process.stderr:
-            said = text.rstrip() or said
-            report(said)
-        printed = process.stdout.read().splitlines()
-    if process.returncode or not printed:
-        raise TrainingError(
-            f"{key} of commit {name}", got=said or "no values", want="a value of each seed",
-            fix="Look at its lines above; a claim that wants two seeds: --seeds 0,1",
-        )
-    return tuple(json.loads(printed[-1]))
+    with tempfile.TemporaryDirectory() as folder, _results_of(name):
+        tree = Path(folder)
+        if not unpack(name, tree):
+            report(f"{name} is no commit of this repository.")
+            return None
+        report(f"Unequal: the code of {name} runs, too.")
+        paths = [str(tree / part) for part in ("src", "lab/src")]
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
+        command = [sys.executable, "-c", PROGRAM, key, ",".join(map(str, seeds))]
+        with subprocess.Popen(
+            [*command, str(torch.get_num_threads())],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            assert process.stdout is not None
+            last = ""
+            for text in process.stdout:
+                last = text.rstrip() or last
+                report(last)
+    # what stops it, such as another layout of older commits, is no evidence
+    return tuple(json.loads(last)) if process.returncode == 0 else None
 
 
-def _home(name: str) -> Path:
-    """Return a cache for the results of one commit, with the files of others that are here."""
-    home = cache_dir() / "at" / name
-    home.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _results_of(name: str) -> Generator[None]:
+    """Keep results in a cache of one commit, and read no others; see SHARED for what is read."""
+    home, before = cache_dir() / "at" / name, os.environ.get("INTARSIA_HOME")
     for folder in SHARED:
         (cache_dir() / folder).mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         if not (home / folder).exists():
             (home / folder).symlink_to(cache_dir() / folder, target_is_directory=True)
-    return home
+    os.environ["INTARSIA_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["INTARSIA_HOME"]
+        else:
+            os.environ["INTARSIA_HOME"] = before
