@@ -91,6 +91,7 @@ def confirm(
         "got": list(got),
         "then": None if earlier is None else list(earlier),
         "machine": machine(),
+        "threads": torch.get_num_threads(),
         "equal": equal,
         "why": why,
     }
