@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import intarsia
+from intarsia.core.change import steps_of
 from intarsia.core.errors import AssetError, IntarsiaError
+from intarsia.folders import gguf_file
 from intarsia.folders.gguf_file import open_gguf, packed_gguf
 from intarsia.folders.opened import open_language_model
 from intarsia.folders.out.gguf_model import export_gguf, names_in_gguf
@@ -138,6 +140,41 @@ def test_a_head_as_asked_and_floats_in_bfloat16_where_that_is_exact(tmp_path: Pa
     plain: Any = packed_gguf(open_gguf(untied), head="same")
     want = decoded(untied, HOSTS["llama"]())["lm_head.weight"]
     assert type(plain.lm_head) is torch.nn.Linear and torch.equal(plain.lm_head.weight, want)
+
+
+@pytest.mark.parametrize("quant", ["q4_0", "f32"])
+def test_a_tensor_read_some_rows_at_a_time_is_the_same(
+    quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, HOSTS["tied"](), quant)
+    whole: Any = packed_gguf(open_gguf(path))
+    monkeypatch.setattr(gguf_file, "PIECE", 1)
+    assert len(list(open_gguf(path).pieces("model.layers.0.mlp.up_proj.weight"))) > 2
+    pieces: Any = packed_gguf(open_gguf(path))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, pieces.state_dict()[name]), name
+
+
+def test_a_header_is_read_as_its_writer_reads_it(tmp_path: Path) -> None:
+    path = written(tmp_path, HOSTS["llama3"]())
+    got, want = gguf_file._reader(gguf)(path), gguf.GGUFReader(path)
+    assert got.fields.keys() == want.fields.keys() and "tokenizer.ggml.merges" in got.fields
+    for name, field in want.fields.items():
+        assert got.fields[name].types == field.types, name
+        assert len(field.types) > 1 or got.fields[name].contents() == field.contents(), name
+    places = [(t.name, t.data_offset, *t.shape) for t in want.tensors]
+    assert [(t.name, t.data_offset, *t.shape) for t in got.tensors] == places
+
+
+def test_what_a_folder_belongs_to_is_not_read_from_memory_that_nobody_wrote(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, HOSTS["llama"]())
+    host = open_gguf(path).host
+    assert all(weight.is_meta for weight in host.parameters())
+    (step,) = steps_of(packed_gguf(open_gguf(path)))[:1]
+    values = step.on["values"]  # the embedding's alone
+    assert [value for value in values if value is not None] == values[1:2]
 
 
 def test_the_command_writes_a_folder_that_opens(intarsia: Intarsia, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from intarsia.methods.gqsa.stages import (
     ScaleOnlyLinear,
     Tuning,
     _layers_replaced,
+    _loss,
     language_rows,
     tuned_block,
 )
@@ -223,6 +224,12 @@ def test_the_last_stage_is_of_causal_language_models(model: nn.Module, rows: lis
     assert language_rows(model, [torch.zeros(1, 3, 8, 8)]) == []
     body: Any = model
     assert language_rows(body.model, [ids]) == []
+
+
+def test_the_loss_of_the_last_stage_is_the_model_s_own(model: nn.Module, rows: list[Row]) -> None:
+    ids, mask = rows[0]["input_ids"][None], torch.tensor([[1] * 30 + [0] * 10])
+    (row,) = language_rows(model, [{"input_ids": ids, "attention_mask": mask}])
+    torch.testing.assert_close(_loss(model, row), model(**row).loss)
 
 
 def test_a_block_never_sees_the_keys_of_its_own_runs(model: nn.Module, rows: list[Row]) -> None:

@@ -86,6 +86,13 @@ def test_lines_are_all_that_fit_at_each_profiled_length() -> None:
     assert len(all_spans.unique(dim=0)) == len(all_spans)
 
 
+def test_a_span_may_grow_faster_than_the_text() -> None:
+    """alpha begins at -N_min: N - 8 leaves 16 of 24 tokens and 32 of 40."""
+    options = configurations(METHOD)
+    pairs = zip(options.spans[24].tolist(), options.spans[40].tolist(), strict=True)
+    assert (16, 32) in pairs
+
+
 def test_the_programme_keeps_density_and_two_spans_a_layer_and_beats_the_uniform_window() -> None:
     options, lost = configurations(METHOD), losses()
     choices = pareto(lost, options, SHAPE, METHOD.density)
@@ -121,6 +128,16 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
     assert loss_of_end(model, ROWS) != before
     with refused(TargetError, what="model", got="one with spans"):
         choose_spans(model, METHOD, ROWS)
+
+
+def test_spans_are_chosen_on_the_first_quarter_of_the_shuffled_rows() -> None:
+    """Five rows: one validates, and the other four were profiled."""
+    model = copy.deepcopy(MODEL)
+    spans = choose_spans(model, METHOD, ROWS, seed=1)
+    first = torch.randperm(len(ROWS), generator=torch.Generator().manual_seed(1))[:1]
+    assert spans.about["dense"] == loss_of_end(model, ROWS[first])
+    intarsia.spans.attach_spans(model, spans, length=METHOD.check)
+    assert min(spans.about["loss"]) == loss_of_end(model, ROWS[first])
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,16 @@ def test_one_swap_of_one_row_is_the_paper_s(seed: int, power: float) -> None:
     assert torch.equal(swapped, want)
 
 
+def test_rows_no_further_off_than_the_mean_are_left_alone() -> None:
+    """The mean of |eps|: that of eps itself is 0 for a row and its negative."""
+    row, stats = drawn(1, 20), seen(20)
+    w = torch.cat([row, -row])
+    score = wanda(w, stats)
+    mask = keep_rows({"w": score}, 0.5).mask("w", 0)
+    at_mean, below = (swap(w, mask, stats, score, tolerance=t).kept for t in (1, 0))
+    assert torch.equal(at_mean, mask) and not torch.equal(below, mask)
+
+
 def test_two_of_four_stays_two_of_four() -> None:
     w, stats = drawn(6, 128), seen(128)
     score = wanda(w, stats)

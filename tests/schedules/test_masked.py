@@ -248,6 +248,18 @@ def test_gradients_that_overflow_change_no_mask(store: str, factors: list[float]
     assert masking.changes == 1
 
 
+def test_one_gradient_that_overflows_changes_no_mask() -> None:
+    model: Any = net()
+    masking = Masking(RigL(0.5, every=1), model, 0)
+    before = masking.digest()
+    model(torch.ones(2, 6)).sum().backward()
+    first, *others = [weight.grad for weight in masking.weights.values()]
+    first[0, 0] = torch.inf
+    assert others
+    masking.regrow(1, 10)
+    assert masking.digest() == before and not masking.changes
+
+
 def naive_grow(w: Tensor, before: Tensor, drop: float, score: Tensor) -> Tensor:
     places = range(w.numel())
     count = int(before.sum())

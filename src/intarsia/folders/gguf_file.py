@@ -6,8 +6,10 @@ model, tokenizer = packed_gguf(opened), opened.tokenizer
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
+from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..core.errors import AssetError, IntarsiaError
 from ..data.language_models import quietly
 from ..formats import BlockInt
 from ..hosts.changing import apply_plan
+from ..kernels.blockint import BUNDLE
 from ..sparse.swap.compress import Compress, matrices_of, packing
 from .out.gguf_model import ARCHITECTURES, GgufNames, names_for
 from .out.graphs import needs
@@ -40,8 +44,8 @@ SAFE = "Convert its safetensors: intarsia compress FOLDER --format blockint"
 class GgufModel:
     """GGUF file with its tensors mapped, and the model of transformers that it describes.
 
-    path: of the file; host: the model, with room for weights that nobody has written; names: of its
-    tensors in the file; tensors: of the file by name, as `gguf.GGUFReader` has them.
+    path: of the file; host: the model, its weights on the meta device; names: of its tensors in the
+    file; tensors: of the file by name, as `gguf.GGUFReader` has them.
     """
 
     path: Path
@@ -65,37 +69,62 @@ class GgufModel:
         """Return GGUF's type of a tensor, as "Q4_0"; path: its name in the model."""
         return str(self._tensor(path).tensor_type.name)
 
-    def numbers(self, path: str) -> Tensor:
-        """Return a tensor in float32, some rows decoded at a time; path: its name in the model.
+    def pieces(self, path: str) -> Iterator[Tensor]:
+        """Yield the rows of a tensor in float32, some at a time; path: its name in the model.
 
         Raises: AssetError for numbers that are not finite.
         """
-        stored, gguf = self._tensor(path), needs("gguf")
-        shape = tuple(int(side) for side in stored.shape[::-1])
-        numbers, data = torch.empty(shape), stored.data
-        # some rows at a time: decoding takes several times a piece's memory
-        count = max(1, PIECE // max(1, shape[-1])) if len(shape) > 1 else len(data)
-        for first in range(0, len(numbers), count):
-            part = gguf.quants.dequantize(data[first : first + count], stored.tensor_type)
-            numbers[first : first + count] = torch.from_numpy(np.array(part, np.float32))
-        return self._finite(path, self.names.restored(path, numbers), numbers)
+        gguf, kind = needs("gguf"), self._tensor(path).tensor_type
+        for rows in self._rows(path):
+            numbers = torch.from_numpy(np.array(gguf.quants.dequantize(rows, kind), np.float32))
+            yield self._finite(path, numbers)
+
+    def numbers(self, path: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a tensor of the file in a type of torch.  Raises: as `pieces`."""
+        numbers, first = torch.empty(self.shape(path), dtype=dtype), 0
+        for rows in self.pieces(path):
+            numbers[first : first + len(rows)] = rows
+            first += len(rows)
+        return numbers
 
     def stored(self, path: str, bits: int) -> dict[str, Tensor]:
-        """Return a matrix of type Q4_0 or Q8_0 as `BlockInt` stores it, its codes unchanged.
+        """Return a matrix as `BlockInt` stores it, its codes unchanged in type Q4_0 or Q8_0.
 
-        Raises: AssetError for scales that are not finite.
+        Raises: AssetError for numbers or scales that are not finite.
         """
-        stored = self._tensor(path)
-        rows = self.names.restored(path, torch.from_numpy(np.array(stored.data)))
-        parts = BlockInt(bits).of_gguf(rows, [int(side) for side in stored.shape[::-1]])
-        self._finite(path, parts["scales"], parts["scales"])
-        return parts
+        form = BlockInt(bits)
+        if EXACT.get(self.kind(path)) == bits:
+            width = self.shape(path)[1]
+            rows = (torch.from_numpy(rows) for rows in self._rows(path))
+            parts = [form.of_gguf(data, (len(data), width)) for data in rows]
+        else:
+            parts = [form.encode(numbers) for numbers in self.pieces(path)]
+        stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._finite(path, stored["scales"])
+        return stored
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Return the sides of a tensor; path: its name in the model."""
+        return tuple(int(side) for side in self._tensor(path).shape[::-1])
+
+    def _rows(self, path: str) -> Iterator[np.ndarray]:
+        """Yield the rows of a tensor as the file has them, in the model's order."""
+        data, shape = self._tensor(path).data, self.shape(path)
+        if self.names.turned(path):
+            data = self.names.restored(path, torch.from_numpy(np.array(data))).numpy()
+        # some rows at a time, as many as a format bundles: decoding takes several times their
+        # memory
+        count = len(data)
+        if len(shape) > 1:
+            count = -(-PIECE // max(1, BUNDLE * shape[-1])) * BUNDLE
+        for first in range(0, len(data), count):
+            yield np.array(data[first : first + count])
 
     def _tensor(self, path: str) -> Any:
         return self.tensors[self.names.names[path]]
 
-    def _finite(self, path: str, numbers: Tensor, checked: Tensor) -> Tensor:
-        if not checked.isfinite().all():
+    def _finite(self, path: str, numbers: Tensor) -> Tensor:
+        if not numbers.isfinite().all():
             raise _damaged(self.path, f"NaN or infinity in {self.names.names[path]}")
         return numbers
 
@@ -113,13 +142,15 @@ def open_gguf(path: str | Path) -> GgufModel:
         fields = {name: field.contents() for name, field in reader.fields.items() if _short(field)}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         _check_known(path, fields)
+        config = _config(fields, tensors)
         with quietly():
+            # the class is named, or the whole header would be read to choose it
             place: dict[str, Any] = {"gguf_file": path.name}
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **place)
-            config = AutoConfig.from_pretrained(str(path.parent), **place)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), **place)
         _complete(config, fields, tensors, tokenizer)
         with no_init_weights():
             host: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        _forget_weights(host)
         host.tie_weights()
         paths = set(host.state_dict())
         if config.tie_word_embeddings:
@@ -153,7 +184,6 @@ def packed_gguf(
     """
     # what is rounded, for the line that says so
     host, rounded = file.host, Counter[str]()
-    owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
     matrices = {f"{layer}.weight": layer for layer in matrices_of(host, ())}
     groups: dict[int, dict[str, dict[str, Tensor]]] = {}
     for path, layer in matrices.items():
@@ -164,11 +194,12 @@ def packed_gguf(
     if head != "same":
         settings = {"bits": 8 if head is None else int(head), "exact": head is None}
         in_head = dict([_stored(file, source, settings["bits"], rounded, settings["exact"])])
+    owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
     unpacked = owners.keys() - matrices.keys() - ({"lm_head.weight"} if in_head else set())
-    floats = {path: file.numbers(path) for path in sorted(unpacked)}
-    dtype = _narrowest(floats.values())
-    for path in sorted(floats):
-        owners[path].data = floats.pop(path).to(dtype)
+    dtype = _narrowest(file, unpacked)
+    floats = {path: file.numbers(path, dtype) for path in sorted(unpacked)}
+    host.load_state_dict(floats, strict=False, assign=True)
+    host.tie_weights()
     host.config.dtype = dtype
     # a plan names its layers where another one has the rest
     plans = [(n, some, tuple(some) if len(groups) > 1 else ()) for n, some in groups.items()]
@@ -180,6 +211,14 @@ def packed_gguf(
     if progress and rounded:
         progress("; ".join(f"{count} matrices {kind}" for kind, count in sorted(rounded.items())))
     return host
+
+
+def _forget_weights(host: nn.Module) -> None:
+    """Put weights that nobody has written on the meta device; buffers stay."""
+    for module in host.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach().to("meta"))
 
 
 def _embedding(host: Any) -> str:
@@ -203,17 +242,21 @@ def _stored(
         ]
         bits = 8 if kind not in DENSE and 8 * size / block > WIDE else 4
     rounded[f"of type {kind} rounded to {bits} bits"] += 1
-    return bits, BlockInt(bits).encode(file.numbers(path))
+    return bits, file.stored(path, bits)
 
 
-def _narrowest(tensors: Any) -> torch.dtype:
-    """Return bfloat16 if it holds all numbers unchanged, otherwise float32."""
-    narrow = all(torch.equal(t.to(torch.bfloat16).float(), t) for t in tensors)
+def _narrowest(file: GgufModel, paths: Collection[str]) -> torch.dtype:
+    """Return bfloat16 if it holds the numbers of all these tensors unchanged, else float32."""
+    # small ones first: one number that it does not hold is enough
+    order = sorted(paths, key=lambda path: (math.prod(file.shape(path)), path))
+    pieces = (rows for path in order for rows in file.pieces(path))
+    narrow = all(torch.equal(rows.to(torch.bfloat16).float(), rows) for rows in pieces)
     return torch.bfloat16 if narrow else torch.float32
 
 
 def _reader(gguf: Any) -> Any:
-    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts."""
+    """Return `gguf.GGUFReader` that passes over lists, and refuses a file that ends too early."""
+    listing = int(gguf.GGUFValueType.ARRAY)
 
     # its own would count on, for hours, in a file with a damaged length
     class Bounded(gguf.GGUFReader):
@@ -223,13 +266,46 @@ def _reader(gguf: Any) -> Any:
                 raise EOFError(f"{len(self.data)} bytes, of which {end} are read")
             return super()._get(offset, dtype, count, **order)
 
+        # its own makes arrays of each of a vocabulary's 100,000 words
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if int(raw_type) != listing:
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+            count = int(self._get(orig_offs + 4, np.uint64)[0])
+            size = _list_size(self.data, orig_offs + 12, self.gguf_scalar_to_np.get(kind), count)
+            return 12 + size, [], [], [gguf.GGUFValueType.ARRAY, kind]
+
     return Bounded
+
+
+def _list_size(data: np.ndarray, first: int, scalar: Any, count: int) -> int:
+    """Return the bytes of a list's items, which begin at `first`; scalar: None for texts."""
+    if scalar is not None:
+        return np.dtype(scalar).itemsize * count
+    raw, place, read = memoryview(data), first, struct.Struct("<Q").unpack_from
+    for _ in range(count):
+        place += 8 + read(raw, place)[0]
+    return place - first
 
 
 def _short(field: Any) -> bool:
     """Return True for a field that is no list, as vocabularies are."""
     # a list has the types of its items behind its own
     return len(field.types) == 1
+
+
+def _config(fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration of a file, as far as its own table of fields goes."""
+    kind = model_type = fields["general.architecture"]
+    if kind == "llama" and fields.get("general.name") == "mistral":
+        model_type = "mistral"
+    table: dict[str, Any] = {
+        f"{kind}.{field}": name for field, name in GGUF_CONFIG_MAPPING[model_type].items()
+    }
+    settings = {name: fields[field] for field, name in table.items() if name and field in fields}
+    settings["tie_word_embeddings"] = "output.weight" not in tensors
+    settings["name_or_path"] = fields.get("general.name", "")
+    return AutoConfig.for_model(model_type, **settings)
 
 
 def _check_known(path: Path, fields: Mapping[str, Any]) -> None:

@@ -90,7 +90,8 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
             validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2),
         )
         y = y.astype(np.float64)
-        # search in standardised units, so that tolerances do not depend on the data's
+        # search in units of each spread, so that tolerances do not depend on the data's
+        # x keeps its zero, since phi(beta_1^T x) has no constant that takes up a shift
         unit = _Unit.of(x, y)
         x, y = x / unit.x, (y - unit.mean) / unit.y
         if start is None:
@@ -108,6 +109,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
             )
         best = unit.back(best)
         self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_ = best
+        # a density in the data's unit of y is that much smaller
         self.log_likelihood_ = likelihood - np.log(unit.y)
         return self
 

@@ -113,6 +113,8 @@ class Sat:
         """
         # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
+        # where outputs stay, a unit adds to one sum and waits for it; where weights stay, sums move
+        # on, and loading the weights takes a cycle a row of the array
         if flow == "os":
             tiles = -(-rows // side) * -(-columns // side)
             return tiles * (slots * self.interval + fill)
@@ -277,7 +279,7 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
     """Simulate units that keep the outputs, for one tile: products (R, C), and the cycles."""
     # activations enter on the left and weights at the top, each row and column one cycle after
-    # the one before, so that they meet in the units; the arguments are as `_compact` returns them
+    # the one before, so that they meet in the units; x: (R, S, m); values, places: (C, S)
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)
@@ -303,7 +305,7 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
     """Simulate units that keep the weights, for one tile: products (R, C), and the cycles."""
-    # the arguments are as `_compact` returns them
+    # x: (R, S, m), what each slot may need; values, places: (C, S), as `_compact` returns them
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row
     out = 0

@@ -326,7 +326,10 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
-        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone."""
+        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
+
+        rows: (M, d); weight: (M, k), of the rows' gates; mine: weights of the experts owned here.
+        """
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
         ctx.save_for_backward(rows, weight, mine)

@@ -103,14 +103,14 @@ class Tutel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends and computes, as steps."""
+        """Return what one batch sends and computes, as steps; `past` does not change it."""
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
         check_parts(size.hidden, slices)
         rows = self.rows(trace, devices)
         forward: list[PlanStep] = []
         back: list[PlanStep] = []
-        after: dict[str, tuple[str, ...]] = {}
+        after: dict[str, tuple[str, ...]] = {}  # step -> what it waits for, if not the one before
         for layer in range(trace.layers):
             # C must be divisible by the slices, which share its places, and by the chunks.
             multiple = slices * self.chunks
@@ -131,6 +131,7 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
+        """Return the steps of a layer's forward and backward; adds to `after`."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)

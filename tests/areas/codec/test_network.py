@@ -336,6 +336,22 @@ def test_a_signal_is_fitted_alike_whatever_is_beside_it(monkeypatch: pytest.Monk
     torch.testing.assert_close(*fitted)
 
 
+def test_wide_levels_are_coded_before_the_patches_below_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, levels = coding.GroupPosteriors.code, list[int]()
+
+    def noted(self: Any, level: int, numbers: Any) -> Any:
+        levels.append(level)
+        return real(self, level, numbers)
+
+    monkeypatch.setattr(coding.GroupPosteriors, "code", noted)
+    prior, values = by_hand(levels=3), torch.rand(1, 1, 256, 3, generator=seeded())
+    options: Any = {"steps": 1, "seed": 0, "tell": lambda *_: None}
+    coding.encode(prior, values, (1, 1), weight=torch.ones(1, 256), **options)
+    assert levels == sorted(levels, reverse=True) and {*levels} == {0, 1, 2}
+
+
 def test_posteriors_start_narrow_at_the_first_means() -> None:
     (level,) = levels_of(TINY, (1, 2))[:1]
     start = torch.tensor([0.5, -1.0])

@@ -66,19 +66,19 @@ class GgufNames:
         transformers rotates feature i of a head with i + D / 2, llama.cpp 2 i with 2 i + 1. Other
         tensors are returned as they are.
         """
-        if (heads := self._turned(path)) is None:
+        if (heads := self.turned(path)) is None:
             return tensor
         # rows (head, half, i) -> (head, i, half)
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     def restored(self, path: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor with its rows in the model's order, the inverse of `ordered`."""
-        if (heads := self._turned(path)) is None:
+        if (heads := self.turned(path)) is None:
             return tensor
         # rows (head, i, half) -> (head, half, i)
         return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
-    def _turned(self, path: str) -> int | None:
+    def turned(self, path: str) -> int | None:
         """Return the heads of a tensor with rows in another order in the file, else None."""
         part = re.search(r"\.([qk])_proj\.", path)
         if self.architecture != "llama" or part is None:

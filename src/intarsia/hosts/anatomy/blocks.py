@@ -96,8 +96,10 @@ def block_kind(module: nn.Module) -> str | None:
             return "split"
     if "mlp_tokens" in children and "mlp_channels" in children:
         return "mixer"
+    # other modules have a part called mixer, too: a block has a norm before it
     if MIXER in children and any(is_norm(m) for m in children.values() if m is not None):
         return "hybrid"
+    # an MLP without anything that joins tokens or pixels is no block of its own
     if isinstance(children.get("mlp"), nn.Module):
         return "convnext" if "conv_dw" in children else None
     if ("conv_dw" in children or "conv_exp" in children) and any(n in children for n in POINTWISE):

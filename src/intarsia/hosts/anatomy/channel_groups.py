@@ -235,5 +235,8 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
 def orders_to_json(
     groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
 ) -> list[list[int]]:
-    """Return the order of every free group as a list of numbers, [] for an unchanged one."""
+    """Return the order of each group as a list of channel numbers, [] for an unchanged one.
+
+    groups: those that may change; orders: place in `groups` -> order, (channels,).
+    """
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

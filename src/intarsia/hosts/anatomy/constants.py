@@ -95,7 +95,8 @@ class Constants:
         if not self.needed[number]:
             return x
         # `now` has the needed outputs alone: this one stands behind those of earlier modules
-        return self.now[sum(self.needed[:number])][: len(x)]
+        rows = self.now[sum(self.needed[:number])]
+        return rows[: len(x)]  # a host may take fewer rows than the batch has
 
     @property
     def mark(self) -> dict[str, Any]:

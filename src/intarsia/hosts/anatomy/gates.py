@@ -77,6 +77,7 @@ class HostedRouter(nn.Module):
 def gate_name(block: nn.Module) -> str | None:
     """Return the name of the gate in a block that has experts of its own; None for a dense MLP."""
     children = dict(block.named_children())
+    # a Router there is ours already, and no gate of the host's
     names = (n for n in NAMES if n in children and not isinstance(children[n], Router))
     return next(names, None) if "experts" in children else None
 

@@ -32,7 +32,7 @@ def weights_of(
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Return the weights a method may choose from, and the weights of the heads, both by name.
 
-    Norms are in neither; a tied weight is listed once.
+    Heads are whole, with their norms; no other norm may be chosen. A tied weight is listed once.
     maskable: names or globs of the weights to choose from.  trunk: only weights that models of all
     tasks share, without the layers of a language model or another task behind them.
     Raises: ConfigError for a name or glob that matches no parameter.

@@ -209,6 +209,6 @@ class _BitmaskLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient of x, dy W, (N, in), and None for each stored tensor."""
         bits, values, offsets, scales = ctx.stored
-        # rounding of x passes the gradient on
+        # x, which the kernel rounds where values are int8, has the gradient of unrounded inputs
         weight = decode(bits, values, offsets, scales, ctx.width)
         return grads[0] @ weight.to(grads[0].dtype), None, None, None, None

@@ -62,9 +62,9 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
     """Return flags, and the tensors that a step with codes needs in addition.
 
     Returns 0 and nothing for a step without codes; else fields of the table -> tensor: "rule", and
-    for a step with weights in codes "val" (the codes), "mul" and "bias", by which its whole sums
-    become numbers: of the result where an activation follows that is no limit, else of its codes.
-    Raises: ShapeError for blocks of eight rows.
+    for a step with weights in codes "val" (the codes), "mul" and "bias": sum * mul + bias is the
+    result as a number, or its code where FOLDED is set, see `_folds`.
+    Raises: ShapeError for blocks of eight rows, by `_codes`.
     """
     source, result = codings.get(step.src), step.result_coding
     operand = None if step.other is None else codings.get(step.other)
@@ -90,6 +90,7 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
         if operand is not None:
             ratio = operand.scale / result.scale
             rule["other_scale"], bias = ratio, bias - ratio * operand.zero
+    # kernels read whole blocks of rows
     padding = (0, -len(scales) % max(CODED_BLOCKS))
     mul, bias = (F.pad(t.float(), padding).contiguous() for t in (scales, bias))
     return flags, {"rule": _in_order(rule), "val": _codes(step), "mul": mul, "bias": bias}
@@ -97,8 +98,10 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
 
 def _folds(step: ProgramStep, operand: Coding | None) -> bool:
     """Return True if a step's result can be rounded at once.  operand: coding of its addend."""
+    # a linear layer has few outputs: each is made a number first, then a code
     if step.kind == "linear":
         return False
+    # an addend joins the sum in codes, which it cannot behind an activation
     return step.other is None or (step.acts[0] == "none" and operand is not None)
 
 

@@ -71,7 +71,7 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
     if value.first == 0 and (before is None or before.shape[1] == value.width):
         memory[value.name] = result
     else:
-        assert before is not None
+        assert before is not None  # programs write a value of several parts as a whole at first
         before[:, value.first : value.first + value.width] = result
 
 
@@ -169,7 +169,7 @@ def _routed(scores: Tensor, step: RouteStep) -> Tensor:
 def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
     """Add up the outputs of each row's experts, times their gates.  -> (N, width)."""
     y, reader = torch.zeros_like(x), step.reader
-    # 0 = the row does not go to the expert
+    # a gate of 0: the row does not go to the expert
     loads = (gates != 0).sum(0).tolist()
     used = [expert for expert, rows in enumerate(loads) if rows]
     if reader is not None:
@@ -178,6 +178,7 @@ def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
         for expert in used:
             if reader is not None:
                 reader.bring(expert)
+            # a reader brings each expert's weights into the one program that there is then
             program = step.experts[0 if reader is not None else expert]
             rows = gates[:, expert].nonzero().flatten()
             memory = {step.rows.name: x[rows]}

@@ -219,9 +219,10 @@ def _activation_norms(
             masked = "attention_mask" in _batch_keys(inputs)
             observer.mask = inputs["attention_mask"].bool() if masked else None
             call(model, inputs)
-    statistics = {  # a layer that no batch reached has zeros
-        path: observer.found.get(path, Statistics.none(sum(channel_range)))
-        for path, (_, channel_range) in sides.items()
+    # a layer that no batch reached has zeros, as many as the last selectable channel needs
+    statistics = {
+        path: observer.found.get(path, Statistics.none(first + number))
+        for path, (_, (first, number)) in sides.items()
     }
     return {p: s.mean_square.sqrt().narrow(0, *sides[p][1]) for p, s in statistics.items()}
 

@@ -85,6 +85,7 @@ def _stray_parameters(
     module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0
 ) -> tuple[str, ...]:
     """Return the names of parameters that a reordering of channels would leave behind."""
+    # free: width of a head; a norm of that width is shared by all heads, which their order leaves
     # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]
     return tuple(

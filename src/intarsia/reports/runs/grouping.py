@@ -204,6 +204,7 @@ def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
     runs = [run for run in group.runs if run.seed in seeds]
     # `validation` has the loss with a minus already: the larger is the better
     scores, losses = zip(*(score for run in runs if (score := run.validation)), strict=True)
+    # of ties the one with fewer trained parameters, which all seeds of a method share
     return fmean(scores), fmean(losses), -group.runs[0].costs.trained
 
 

@@ -305,7 +305,7 @@ def read_items(folder: Path) -> RunItems | None:
     scores = _scores(folder, record)
     if (tensors := read_predictions(folder, scores)) is None:
         return None
-    # the digest says which items were scored
+    # the digest says which items were scored; runs without one are taken to share their items
     data = record.get("data")
     part_record = data.get(scores.split) if isinstance(data, Mapping) else None
     part = part_record.get("sha256") if isinstance(part_record, Mapping) else None

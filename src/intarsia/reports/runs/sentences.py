@@ -123,6 +123,7 @@ def choice_sentence(comparison: Comparison) -> str:
 
 def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
     """Return words that say why the second method of a choice is behind the first."""
+    # first, second: ranks (score, -loss, -trained parameters), the larger the better
     if first[0] > second[0]:
         return f"has {_validation_score(run, second[0])}"
     reasons = ("has the higher loss", "trains more parameters")

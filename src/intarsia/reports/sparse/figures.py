@@ -35,6 +35,7 @@ def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look
             line = sorted(points.items()) + ([(1.0, dense)] if dense else [])
             hover = [f"{y:.1f} at density {x:.2f}" for x, y in line]
             xs, ys = [x for x, _ in line], [y for _, y in line]
+            # a reader of the page can choose a group of runs
             series.append(Series(name, xs, ys, looks[group], hover, when={"group": group}))
     if not series:
         return None
@@ -78,10 +79,10 @@ def sizes(models: Sequence[Any]) -> Figure | None:
     )
 
 
-def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
+def maps(layers: Sequence[Mapping[str, Any]], number: int) -> list[Figure]:
     """Draw density and errors of a model's layers as heat maps, for each of MAPS that it has.
 
-    Errors share one scale.
+    Errors share one scale.  number: of the model on the page.
     """
     places = {name: _values(layers, key) for name, (key, _, _) in MAPS.items()}
     # errors before and after have one scale, so that their colours can be compared
@@ -91,10 +92,11 @@ def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
         if not (values := places[name]):
             continue
         top = 1.0 if name == "density" else max(errors)
+        # a title that ends in a comma goes on in the caption; the label is one phrase
         label = f"{title.strip(',')} {caption}".strip() + ", by block and layer"
         drawing = _layer_map(values, top)
         figures.append(
-            Figure(f"{name}-{folder}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
+            Figure(f"{name}-{number}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
         )
     return figures
 

@@ -264,4 +264,4 @@ def table_of(models: Sequence[PrunedModel]) -> Table:
     texts = [
         f"{text}: {joined(names)}" if len(folders) > 1 else text for text, names in folders.items()
     ]
-    return Table(f"Calibrated on {'; on '.join(texts)}.", COLUMNS, tuple(rows), best, None)
+    return Table(f"Calibrated on {'; on '.join(texts)}.", COLUMNS, tuple(rows), best=best)
