@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..kit import TIMED, Report, Study
 from ..kit.provenance import commit, unpack
 from .bars import Line, append
 from .designs import COMPARISONS
-from .ledger import COMMAND, Record, code_of, machine
+from .ledger import COMMAND, Record, cached, code_of, confirmations, machine
 
 # what computes the same differs in no digit, or, where a sum has another order, in the last ones
 CLOSE, NEAR_ZERO = 1e-6, 1e-9
@@ -107,21 +107,48 @@ def refuse(study: Study, record: Record, seeds: Sequence[int] | None = None) -> 
     Raises: ConfigError for a measured time, another statistic than today's, values that are not
     those of seeds, and seeds that it does not have.
     """
-    again = f"Run it again whole: {COMMAND} {study.key}"
-    subject = f"record of {study.key}"
-    if study.control is TIMED:
-        want = "a figure that the same code computes again"
-        raise ConfigError(subject, got="a measured time", want=want, fix=again)
-    today = f"against {study.baseline}, {study.sense}"
-    if (judged := f"against {record.baseline}, {record.target.split()[0]}") != today:
-        raise ConfigError(subject, got=judged, want=today, fix=again)
-    if len(record.values) % len(record.seeds):
-        got = f"{len(record.values)} values of {len(record.seeds)} seeds"
-        raise ConfigError(subject, got=got, want="as many values of each seed", fix=again)
+    if refusal := _refusal(study, record):
+        got, want = refusal
+        fix = f"Run it again whole: {COMMAND} {study.key}"
+        raise ConfigError(f"record of {study.key}", got=got, want=want, fix=fix)
     if unknown := [seed for seed in seeds or () if seed not in record.seeds]:
         listed = ", ".join(map(str, record.seeds))
         fix = f"For example: --seeds {record.seeds[0]}"
         raise ConfigError("--seeds", got=unknown, want=f"seeds of the record: {listed}", fix=fix)
+
+
+def _refusal(study: Study, record: Record) -> tuple[str, str] | None:
+    """Return what a record has that a seed cannot confirm, and what is wanted."""
+    if study.control is TIMED:
+        return "a measured time", "a figure that the same code computes again"
+    today = f"against {study.baseline}, {study.sense}"
+    judged = f"against {record.baseline}, {record.target.split()[0]}"
+    if judged != today:
+        return judged, today
+    if len(record.values) % len(record.seeds):
+        got = f"{len(record.values)} values of {len(record.seeds)} seeds"
+        return got, "as many values of each seed"
+    return None
+
+
+def waiting(
+    studies: Sequence[Study], records: Mapping[str, Record], lines: Sequence[Line]
+) -> list[tuple[float, Study]]:
+    """Return what a seed could confirm and has not, and the seconds that it may take, least first.
+
+    records: by claim; lines: the ledger. What was tried with today's code is left out.
+    """
+    found: list[tuple[float, Study]] = []
+    for study in studies:
+        record = records.get(study.key)
+        if record is None or record.counts or record.verdict == "withdrawn":
+            continue
+        if not _refusal(study, record) and not confirmations(record, lines):
+            # a run from cached results says nothing of the time
+            known = not cached(study, record)
+            took = (record.seconds, record) if known else (60 * study.minutes, study)
+            found.append((took[0] / len(took[1].seeds), study))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def clean_commit(page: Path) -> str:

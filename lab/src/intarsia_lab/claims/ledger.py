@@ -33,6 +33,7 @@ from .standing import CHECK, WITHDRAWN, class_of
 from .verdicts import Standing, standing_of
 
 OLDER = ", of older code"
+CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
 COMMAND = "intarsia reproduce"
 ARXIV = re.compile(r"\d{4}\.\d{5}")
 
@@ -141,17 +142,19 @@ class Record:
         )
 
     @property
-    def clean(self) -> bool:
-        """True if it was run, or confirmed, on a commit without changes that were not committed."""
-        return bool(self.confirmed) or (bool(self.commit) and not self.commit.endswith("+"))
-
-    @property
     def older(self) -> bool:
         """True if the code that the figure depends on has changed since, or is unknown.
 
         A record that was confirmed with today's code is not older, see `confirming`.
         """
         return self.confirmed is None and (not self.code or self.code != code_of(self.key))
+
+    @property
+    def counts(self) -> bool:
+        """True if its verdict counts: of today's code, on a clean commit, or confirmed so."""
+        return self.confirmed is not None or (
+            not self.older and bool(self.commit) and not self.commit.endswith("+")
+        )
 
     @property
     def digest(self) -> str:
@@ -366,6 +369,11 @@ def paper_of(key: str) -> Study | None:
         named = [c for c in headlines if numbers & set(ARXIV.findall(c.sentence))]
     # the longest key: dass-by-hand is of DASS, and would be of a paper called DASS-by-hand
     return max(named, key=lambda c: len(c.key), default=None)
+
+
+def cached(study: Study, record: Record) -> bool:
+    """Return whether a run took so little that it has read results of an earlier one."""
+    return record.seconds < CACHED * 60 * study.minutes
 
 
 def state(record: Record | None) -> str:
