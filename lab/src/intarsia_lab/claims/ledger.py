@@ -183,7 +183,7 @@ def run_claim(
     study: the claim; seeds: instead of the claim's own; report: receives progress lines.
     """
     numbers = tuple(study.seeds if seeds is None else seeds)
-    code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
+    place, code = commit(), code_of(study.key)  # before the run, as it was loaded
     # the time says later whether results were read or computed
     start = time.perf_counter()
     result = study.measure(numbers, report)
@@ -211,7 +211,8 @@ def run_claim(
         note=result.note,
         table=result.table,
         rates=rates,
-        **code,
+        commit=place,
+        code=code,
     )
 
 

@@ -73,8 +73,8 @@ UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 STALE = """A verdict is counted for the code that it was measured with. What was measured before
 the code changed, or with uncommitted changes (a "+" behind the commit), is *to rerun*; its row
 below keeps its last verdict and figure in grey, such as <span class="verdict older">held, of older
-code</span>. It counts again where `intarsia reproduce NAME --confirm` has *confirmed* it: one of its
-seeds, run again with today's code on a clean commit, has the stored value to six digits, or the
+code</span>. It counts again where `intarsia reproduce NAME --confirm` has *confirmed* it: one of
+its seeds, run again with today's code on a clean commit, has the stored value to six digits, or the
 value that the record's own commit has on the same machine. One seed is not all: what only other
 seeds reach is not seen, and a figure of counts can be equal by chance. A measured time is never
 confirmed. The paper's page has the seed, both values and the commit; a seed that was not equal
@@ -476,7 +476,11 @@ def _cost(study: Study, record: Record) -> str:
     # minutes tell enough, and seconds would differ with each run
     if record.seconds >= 30:
         return plural(round(record.seconds / 60), "minute")
-    return "from cached results" if ledger.cached(study, record) else plural(math.ceil(record.seconds), "second")
+    return (
+        "from cached results"
+        if ledger.cached(study, record)
+        else plural(math.ceil(record.seconds), "second")
+    )
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,11 +17,11 @@ def confirmed(record: Record, bars: Sequence[Line]) -> list[str]:
     """
     lines = of_claim(bars, record.key, "confirmation")
     # of an earlier run with other values they say nothing
-    said = [_said(line) for line in lines if line["record"] == record.digest]
-    return [part for sentence in said for part in (sentence, "")]
+    sentences = [said(line) for line in lines if line["record"] == record.digest]
+    return [part for sentence in sentences for part in (sentence, "")]
 
 
-def _said(line: Line) -> str:
+def said(line: Line) -> str:
     """Return a confirmation in a sentence: seed, commit, date, machine and values."""
     seeds = ", ".join(map(str, line["seeds"]))
     run = f"{'Seeds' if len(line['seeds']) > 1 else 'Seed'} {seeds} run again"
