@@ -168,24 +168,24 @@ def test_the_chain_grows_by_each_confirmation_once(folder):
 
 
 def test_results_of_one_commit_are_read_back_and_no_others(folder, monkeypatch):
-    seen = []
+    homes = []
 
     def run(seeds, report):
-        seen.append(confirming.cache_dir())
+        homes.append(confirming.cache_dir())
         return a_study().measure(seeds, report)
 
     before = confirming.cache_dir()
     again(dataclasses.replace(a_study(), measure=run), folder)
-    assert seen == [before / "at" / "abc"] and confirming.cache_dir() == before
-    assert (seen[0] / "packages").resolve() == before / "packages"
-    assert sorted(p.name for p in seen[0].iterdir()) == ["packages", "suites", "weights"]
+    assert homes == [before / "at" / "abc"] and confirming.cache_dir() == before
+    assert (homes[0] / "packages").resolve() == before / "packages"
+    assert sorted(p.name for p in homes[0].iterdir()) == ["packages", "suites", "weights"]
 
 
 def test_a_change_of_the_claims_pages_alone_leaves_the_commit_clean(monkeypatch):
-    asked = []
-    monkeypatch.setattr(confirming, "commit", lambda *apart: asked.append(apart) or "abc")
+    apart_from = []
+    monkeypatch.setattr(confirming, "commit", lambda *apart: apart_from.append(apart) or "abc")
     assert confirming.clean_commit(Path("docs/claims.md")) == "abc"
-    assert asked == [(Path("docs/claims.md"), Path("docs/claims"))]
+    assert apart_from == [(Path("docs/claims.md"), Path("docs/claims"))]
     for name, got in (("abc+", DIRTY), ("", "no checkout")):
         monkeypatch.setattr(confirming, "commit", lambda *apart, name=name: name)
         with refused(ConfigError, what="--confirm", got=got):

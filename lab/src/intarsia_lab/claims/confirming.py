@@ -68,17 +68,17 @@ def confirm(
     Raises: ConfigError for a record that one seed cannot confirm.
     """
     refuse(study, record, seeds)
-    chosen = tuple(seeds) if seeds is not None else (telling(record),)
+    run_seeds = tuple(seeds) if seeds is not None else (telling(record),)
     code = code_of(study.key)  # before the run, as the commit is
     with _results_of(name):
-        got = study.measure(chosen, report).values
-    stored = stored_values(record, chosen, got)
-    equal, earlier, why = same(got, stored), None, ""
+        got = study.measure(run_seeds, report).values
+    stored = stored_values(record, run_seeds, got)
+    equal, earlier, reason = same(got, stored), None, ""
     if not equal:
         if record.commit and not record.commit.endswith("+"):
-            earlier = (then or by_commit)(record.commit, record.key, chosen, report)
-        why = "" if earlier is not None else _undecided(record)
-        equal = same(got, earlier) if earlier is not None else None if why else False
+            earlier = (then or by_commit)(record.commit, record.key, run_seeds, report)
+        reason = "" if earlier is not None else _undecided(record)
+        equal = same(got, earlier) if earlier is not None else None if reason else False
     line = {
         "line": "confirmation",
         "claim": study.key,
@@ -86,14 +86,14 @@ def confirm(
         "commit": name,
         "code": code,
         "record": record.digest,
-        "seeds": list(chosen),
+        "seeds": list(run_seeds),
         "stored": list(stored),
         "got": list(got),
         "then": None if earlier is None else list(earlier),
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "equal": equal,
-        "why": why,
+        "why": reason,
     }
     append(folder, [line])
     return line
@@ -138,17 +138,18 @@ def waiting(
 
     records: by claim; lines: the ledger. What was tried with today's code is left out.
     """
-    found: list[tuple[float, Study]] = []
+    listed: list[tuple[float, Study]] = []
     for study in studies:
         record = records.get(study.key)
         if record is None or record.counts or record.verdict == "withdrawn":
             continue
         if not _refusal(study, record) and not confirmations(record, lines):
             # a run from cached results says nothing of the time
-            known = not cached(study, record)
-            took = (record.seconds, record) if known else (60 * study.minutes, study)
-            found.append((took[0] / len(took[1].seeds), study))
-    return sorted(found, key=lambda pair: pair[0])
+            seconds = record.seconds / len(record.seeds)
+            if cached(study, record):
+                seconds = 60 * study.minutes / len(study.seeds)
+            listed.append((seconds, study))
+    return sorted(listed, key=lambda pair: pair[0])
 
 
 def clean_commit(page: Path) -> str:
@@ -184,9 +185,9 @@ def stored_values(record: Record, seeds: Sequence[int], got: Values | None = Non
     got: what a run of these seeds returned. Raises: ConfigError if they are not as many.
     """
     places = [record.seeds.index(seed) for seed in seeds]
-    count, each = len(record.seeds), len(record.values) // len(record.seeds)
-    by_seed = tuple(record.values[p * each + t] for p in places for t in range(each))
-    by_task = tuple(record.values[t * count + p] for t in range(each) for p in places)
+    count, share = len(record.seeds), len(record.values) // len(record.seeds)
+    by_seed = tuple(record.values[p * share + t] for p in places for t in range(share))
+    by_task = tuple(record.values[t * count + p] for t in range(share) for p in places)
     if got is not None and len(got) != len(by_seed):
         raise ConfigError(
             f"record of {record.key}",
@@ -197,9 +198,9 @@ def stored_values(record: Record, seeds: Sequence[int], got: Values | None = Non
     return by_task if got is not None and same(got, by_task) else by_seed
 
 
-def same(ours: Values, others: Values) -> bool:
+def same(ours: Values, theirs: Values) -> bool:
     """Return whether values are equal in all digits that the same computation has alike."""
-    pairs = zip(ours, others, strict=True)
+    pairs = zip(ours, theirs, strict=True)
     return all(math.isclose(a, b, rel_tol=CLOSE, abs_tol=NEAR_ZERO) for a, b in pairs)
 
 

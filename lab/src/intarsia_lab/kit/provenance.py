@@ -87,15 +87,15 @@ def dependencies(*modules: Path, deep: bool = False) -> dict[Path, Names]:
 def commit(*apart: Path) -> str:
     """Return the commit of this checkout, with "+" for changes that are not committed.
 
-    apart: files and folders whose changes do not count. "" outside of a checkout, and without git.
+    apart: files and folders that may have changed. "" outside of a checkout, and without git.
     """
     inside = [path.resolve() for path in apart if path.resolve().is_relative_to(ROOT)]
-    others = [f":(top,exclude){path.relative_to(ROOT).as_posix()}" for path in inside]
+    excluded = [f":(top,exclude){path.relative_to(ROOT).as_posix()}" for path in inside]
     try:
         if _git("rev-parse", "--show-prefix") != CHECKOUT:  # installed inside another repository
             return ""
         name = _git("describe", "--always", "--abbrev=12", "--exclude=*")
-        return name + "+" * bool(_git("status", "--porcelain", "-uno", "--", ":/", *others))
+        return name + "+" * bool(_git("status", "--porcelain", "-uno", "--", ":/", *excluded))
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -25,6 +25,7 @@ def said(line: Line) -> str:
     """Return a confirmation in a sentence: seed, commit, date, machine and values."""
     seeds = ", ".join(map(str, line["seeds"]))
     run = f"{'Seeds' if len(line['seeds']) > 1 else 'Seed'} {seeds} run again"
+    # a sum's order, and so its last digits, may depend on them
     threads = f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
     place = f"at commit `{line['commit']}` on {line['date']}, {line['machine']}, {threads}"
     older = OLDER * (line["code"] != code_of(line["claim"]))
@@ -33,11 +34,13 @@ def said(line: Line) -> str:
 
 def _compared(line: Line) -> str:
     """Return what a confirmation's values are next to the stored ones, and what that says."""
+    # the stored value itself is the strongest answer
     if line["equal"] and line["then"] is None:
         return ", as stored"
     stored = f"{_values(line['stored'])} stored"
     if line["equal"]:
         return f", {stored}; the record's own commit has the first here, too"
+    # both ran on one machine, so that the code differs
     if line["then"] is not None:
         return f", {stored}; the record's own commit has {_values(line['then'])} here"
     return f", {stored}" + (f"; nothing is decided, since {line['why']}" if line["why"] else "")
