@@ -122,7 +122,9 @@ def main() -> None:
         "PSNR of the waveform, which has a range of 2. Opus is made for hearing, codes a tenth of "
         "a second as six packets, and is drawn, not judged. Headers of both files are left out."
     )
-    publish("The codec on speech", about, markdown(HEAD, [silence, *ours(args), *theirs(args)]), args)
+    publish(
+        "The codec on speech", about, markdown(HEAD, [silence, *ours(args), *theirs(args)]), args
+    )
 
 
 if __name__ == "__main__":

@@ -89,5 +89,5 @@ def bar_of(study: Study, date: str, commit: str) -> dict[str, Any]:
 
 
 def of_claim(lines: Sequence[Line], key: str, kind: str) -> list[Line]:
-    """Return the lines of a claim, oldest first.  kind: "bar" or "run"."""
+    """Return the lines of a claim, oldest first.  kind: "bar", "run" or "confirmation"."""
     return [line for line in lines if line["claim"] == key and line["line"] == kind]

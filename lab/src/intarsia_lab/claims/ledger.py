@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 import math
 import os
 import platform
@@ -25,13 +26,14 @@ from intarsia.core.files import read_json, write_json
 
 from ..kit import ArmRate, FixedRate, Report, Result, Study
 from ..kit.provenance import code_digest, commit
-from .bars import Line, append, bar_of, read_bars
+from .bars import Line, append, bar_of, digest, of_claim, read_bars
 from .designs import DESIGNS
 from .papers import PAPERS
 from .standing import CHECK, WITHDRAWN, class_of
 from .verdicts import Standing, standing_of
 
 OLDER = ", of older code"
+CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
 COMMAND = "intarsia reproduce"
 ARXIV = re.compile(r"\d{4}\.\d{5}")
 
@@ -106,7 +108,8 @@ class Record:
     target: with its sense, as in ">= 1.3".  interval: 95 %, None for a single value.  verdict: one
     of `verdicts.WORDS`; reason: why it is no other.  commit: of the checkout; "+" behind
     it for changes that were not committed.  code: see `provenance.code_digest`. Both are "" in
-    records of before there were any.  rates: of the arms that were trained.
+    records of before there were any.  rates: of the arms that were trained.  confirmed: the line of
+    the ledger that says that today's code has a seed's stored value, None where there is none.
     """
 
     key: str
@@ -129,6 +132,7 @@ class Record:
     commit: str = ""
     code: str = ""
     rates: tuple[ArmRate, ...] = ()
+    confirmed: Line | None = None
 
     @property
     def result(self) -> Result:
@@ -138,14 +142,24 @@ class Record:
         )
 
     @property
-    def clean(self) -> bool:
-        """True if it was run on a commit, without changes that were not committed."""
-        return bool(self.commit) and not self.commit.endswith("+")
+    def older(self) -> bool:
+        """True if the code that the figure depends on has changed since, or is unknown.
+
+        A record that was confirmed with today's code is not older, see `confirming`.
+        """
+        return self.confirmed is None and (not self.code or self.code != code_of(self.key))
 
     @property
-    def older(self) -> bool:
-        """True if the code that the figure depends on has changed since, or is unknown."""
-        return not self.code or self.code != code_of(self.key)
+    def counts(self) -> bool:
+        """True if its verdict counts: of today's code, on a clean commit, or confirmed so."""
+        return self.confirmed is not None or (
+            not self.older and bool(self.commit) and not self.commit.endswith("+")
+        )
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of its seeds and values, which a confirmation names."""
+        return digest(json.dumps([self.seeds, self.values]))
 
 
 def machine() -> str:
@@ -169,7 +183,7 @@ def run_claim(
     study: the claim; seeds: instead of the claim's own; report: receives progress lines.
     """
     numbers = tuple(study.seeds if seeds is None else seeds)
-    code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
+    place, code = commit(), code_of(study.key)  # before the run, as it was loaded
     # the time says later whether results were read or computed
     start = time.perf_counter()
     result = study.measure(numbers, report)
@@ -197,13 +211,16 @@ def run_claim(
         note=result.note,
         table=result.table,
         rates=rates,
-        **code,
+        commit=place,
+        code=code,
     )
 
 
 def save(record: Record, folder: Path) -> Path:
     """Write a record as `folder`/KEY.json, whole or not at all."""
-    return write_json(folder / f"{record.key}.json", dataclasses.asdict(record), indent=1)
+    fields = dataclasses.asdict(record)
+    del fields["confirmed"]  # stands in the ledger
+    return write_json(folder / f"{record.key}.json", fields, indent=1)
 
 
 def publish(study: Study, record: Record, folder: Path) -> Record:
@@ -276,6 +293,36 @@ def read(path: Path) -> Record:
         raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 
 
+def read_all(folder: Path) -> dict[str, Record]:
+    """Return the records of a folder by their claims, each with what confirms it.
+
+    Raises: CheckpointError, see `read` and `bars.read_bars`.
+    """
+    lines = read_bars(folder)
+    records = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    return {
+        key: dataclasses.replace(record, confirmed=_confirming(record, lines))
+        for key, record in records.items()
+    }
+
+
+def confirmations(record: Record, lines: Sequence[Line]) -> list[Line]:
+    """Return the confirmations of a record with today's code, oldest first, those that failed, too.
+
+    lines: the ledger. Those of another run, or of other code, do not count.
+    """
+    asked = record.digest, code_of(record.key)
+    of_record = of_claim(lines, record.key, "confirmation")
+    return [line for line in of_record if (line["record"], line["code"]) == asked]
+
+
+def _confirming(record: Record, lines: Sequence[Line]) -> Line | None:
+    """Return the line that confirms a record with today's code, if no seed was unequal."""
+    mine = confirmations(record, lines)
+    equal = [line for line in mine if line["equal"]]
+    return equal[-1] if equal and all(line["equal"] is not False for line in mine) else None
+
+
 def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
     """Judge every record in a folder again, by today's rule and controls; nothing is run.
 
@@ -285,8 +332,7 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
     changed: dict[str, tuple[str, Standing]] = {}
     studies = {c.key: c for c in claims()}
     lines = read_bars(folder)
-    for path in sorted(folder.glob("*.json")):
-        record = read(path)
+    for record in read_all(folder).values():
         if record.key not in studies:
             continue
         verdict = verdict_of(studies[record.key], record, lines)
@@ -324,6 +370,12 @@ def paper_of(key: str) -> Study | None:
         named = [c for c in headlines if numbers & set(ARXIV.findall(c.sentence))]
     # the longest key: dass-by-hand is of DASS, and would be of a paper called DASS-by-hand
     return max(named, key=lambda c: len(c.key), default=None)
+
+
+def read_stored(study: Study, record: Record) -> bool:
+    """Return whether a run was so short that it must have read results of an earlier one."""
+    # what is counted in seconds is declared as a minute, and stores nothing
+    return study.minutes > 1 and record.seconds < CACHED * 60 * study.minutes
 
 
 def state(record: Record | None) -> str:

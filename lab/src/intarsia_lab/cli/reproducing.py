@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic as clock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,12 +17,13 @@ from intarsia.cli.declared import with_options
 from intarsia.cli.early import numbers
 from intarsia.cli.options import Json, Threads, use_threads, writes
 from intarsia.cli.shell import note, say, show_json, show_table
-from intarsia.core.errors import ConfigError
+from intarsia.core.errors import ConfigError, IntarsiaError
 from intarsia.core.schema import setting
 
 from .words import CLAIMS, check_claim
 
 if TYPE_CHECKING:
+    from ..claims.bars import Line
     from ..kit import Study
 
 NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
@@ -41,12 +44,20 @@ Out = Annotated[
 
 @dataclass(frozen=True)
 class Repeating:
-    """Claims that are run, and their seeds."""
+    """Claims that are run, or confirmed, and their seeds."""
 
     every: bool = setting(False, "Run all that this machine can.", flag="--all")
     long: bool = setting(False, "Run the long ones, too, with --all.")
     seeds: str | None = setting(
         None, "Seeds of the runs, with commas; the claim's own if not given."
+    )
+    confirm: bool = setting(
+        False,
+        "Run one seed of the record again: if it is equal, the record counts for today's code. "
+        "Without a name, list what waits for it, least seconds first.",
+    )
+    minutes: float | None = setting(
+        None, "Confirm what --confirm lists, one by one, for so long.", above=0
     )
 
 
@@ -73,7 +84,18 @@ def reproduce(
     chosen_seeds = None if seeds is None else numbers("--seeds", seeds)
     if name is not None:
         check_claim(name)
-    elif not repeating.every:
+    if repeating.minutes is not None and (name is not None or not repeating.confirm):
+        got = "no --confirm" if name is None else f"the name {name!r} with it"
+        want, fix = "--confirm without a name", "intarsia reproduce --confirm --minutes 60"
+        raise ConfigError("--minutes", got=got, want=want, fix=fix)
+    if repeating.confirm:
+        if repeating.every:
+            fix = "Say for how long: --confirm --minutes 60"
+            raise ConfigError("--all", got="--confirm with it", want="one of them", fix=fix)
+        use_threads(threads)
+        _confirm(name, chosen_seeds, repeating.minutes, out, as_json)
+        return
+    if name is None and not repeating.every:
         from ..claims import claims
 
         _show_list(claims(), out.with_suffix(""), as_json)
@@ -101,6 +123,59 @@ def reproduce(
         if cells:
             show_table("", names, cells)
     say(f"Page: {out}")
+
+
+def _confirm(
+    name: str | None, seeds: Sequence[int] | None, minutes: float | None, page: Path, as_json: bool
+) -> None:
+    """Confirm a record, or records for some minutes, or list those that wait; print the lines."""
+    from ..claims import claim, claims, ledger
+    from ..claims.bars import read_bars
+    from ..claims.confirming import clean_commit, confirm, waiting
+    from ..pages.claims import write_page
+    from ..pages.confirmed import said
+
+    folder = page.with_suffix("")
+    records = ledger.read_all(folder)
+    if name is None:
+        listed = waiting(claims(), records, read_bars(folder))
+        if minutes is None:
+            _show_waiting(listed, as_json)
+            return
+        studies = [study for _, study in listed]
+    elif name in records:
+        studies = [claim(name)]
+    else:
+        fix = f"Run it: intarsia reproduce {name}"
+        raise ConfigError(f"--confirm {name}", got="no record", want="a record", fix=fix)
+    commit, until = clean_commit(page), math.inf if minutes is None else clock() + 60 * minutes
+    lines: list[Line] = []
+    for study in studies:
+        if clock() > until:
+            break
+        try:
+            line = confirm(study, records[study.key], folder, commit, seeds=seeds, report=note)
+        except IntarsiaError as error:
+            # one that cannot be confirmed stops no other
+            if name is not None:
+                raise
+            note(f"{study.key}: {error}")
+            continue
+        lines.append(line)
+        if not as_json:
+            say(f"{study.key}: {said(line)}")
+    write_page(folder, page)
+    if as_json:
+        show_json(lines)
+
+
+def _show_waiting(listed: Sequence[tuple[float, Study]], as_json: bool) -> None:
+    """Print the claims that a seed could confirm, with the seconds that it may take."""
+    if as_json:
+        show_json([{"name": study.key, "seconds": seconds} for seconds, study in listed])
+        return
+    cells = [(study.key, f"{seconds:.0f}") for seconds, study in listed]
+    show_table("", ("claim", "seconds of a seed, about"), cells, right="seconds of a seed, about")
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:
@@ -140,14 +215,13 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
 
 def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
     """Print the claims with the verdicts of their records."""
-    from ..claims.ledger import read, state
+    from ..claims.ledger import read_all, state
     from ..pages.history import minutes_of
 
-    files = {c.key: folder / f"{c.key}.json" for c in studies}
+    records = read_all(folder)
     # A claim without a record has not been tried.
-    records = {key: read(f) if f.is_file() else None for key, f in files.items()}
-    states = {key: state(record) for key, record in records.items()}
-    minutes = {c.key: minutes_of(c, records[c.key]) for c in studies}
+    states = {c.key: state(records.get(c.key)) for c in studies}
+    minutes = {c.key: minutes_of(c, records.get(c.key)) for c in studies}
     if as_json:
         names = ("sentence", "baseline", "needs")
         show_json(

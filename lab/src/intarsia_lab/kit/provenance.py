@@ -19,6 +19,7 @@ import ast
 import functools
 import hashlib
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .source import computing
 
 LABORATORY, LIBRARY = Path(__file__).parents[1], Path(intarsia.__file__).parent
 CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its repository
+ROOT = LABORATORY.parents[2]  # of a checkout
 COMPILED = ("formats", "kernels")  # folders of the library with modules that call C
 # the rules, this module, what refuses, and what fetches and keeps bytes, which digests check:
 # imports are followed, their own text computes no figure
@@ -82,23 +84,39 @@ def dependencies(*modules: Path, deep: bool = False) -> dict[Path, Names]:
     return reached
 
 
-def commit() -> str:
+def commit(*apart: Path) -> str:
     """Return the commit of this checkout, with "+" for changes that are not committed.
 
-    "" outside of a checkout, and without git.
+    apart: files and folders that may have changed. "" outside of a checkout, and without git.
     """
+    inside = [path.resolve() for path in apart if path.resolve().is_relative_to(ROOT)]
+    excluded = [f":(top,exclude){path.relative_to(ROOT).as_posix()}" for path in inside]
     try:
         if _git("rev-parse", "--show-prefix") != CHECKOUT:  # installed inside another repository
             return ""
-        return _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+        name = _git("describe", "--always", "--abbrev=12", "--exclude=*")
+        return name + "+" * bool(_git("status", "--porcelain", "-uno", "--", ":/", *excluded))
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def unpack(name: str, folder: Path) -> bool:
+    """Unpack the files of a commit into a folder; return False where this checkout lacks it."""
+    archive = folder / "files.tar"
+    try:
+        _git("-C", str(ROOT), "archive", "--format=tar", "-o", str(archive), name)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    archive.unlink()
+    return True
 
 
 def _git(*words: str) -> str:
     """Return the output of a git command in this checkout.  Raises: OSError, SubprocessError."""
     command = ("git", "-C", str(LABORATORY), *words)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
 
 

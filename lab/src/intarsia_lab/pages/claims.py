@@ -23,8 +23,9 @@ from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
 from ..claims.verdicts import NOT_REPRODUCED, briefly, interval_of
 from ..kit import Effect, FixedRate, NoControl, Study
 from .by_paper import entry, facts, lacks, many, own, so_far
+from .confirmed import confirmed
 from .evidence_plot import EvidenceRow, evidence_plot
-from .history import minutes_of, read_stored, rows_of, target_of
+from .history import minutes_of, rows_of, target_of
 
 OF_NO_PAPER = "Next to the papers"  # claims of the library that are no paper's
 # a bracket of a sentence with the paper's number, and the number in it
@@ -32,6 +33,7 @@ NUMBERED = re.compile(r" \(([^()]*arXiv:[^()]*)\)")
 ARXIV_IN_WORDS = re.compile(r"arXiv:\d{4}\.\d{5}[,;]? ?")
 COUNTED = "Headlines"  # begins the sentence that README has, too
 DECLARED = "declared, no run"  # a claim without a record
+CONFIRMED = ", confirmed "
 UNCOMMITTED = " (+: with changes that were not committed)"  # behind a commit that ends so
 OPEN = 24  # rows of a table that stands open
 OPENING = """---
@@ -74,7 +76,12 @@ UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 STALE = """A verdict is counted for the code that it was measured with. What was measured before
 the code changed, or with uncommitted changes (a "+" behind the commit), is *to rerun*; its row
 below keeps its last verdict and figure in grey, such as <span class="verdict older">held, of older
-code</span>.
+code</span>. It counts again where `intarsia reproduce NAME --confirm` has *confirmed* it: one of
+its seeds, run again with today's code on a clean commit, has the stored value to six digits, or the
+value that the record's own commit has on the same machine. One seed is not all: what only other
+seeds reach is not seen, and a figure of counts can be equal by chance. A measured time is never
+confirmed. The paper's page has the seed, both values and the commit; a seed that was not equal
+stands there, too, and leaves its record to rerun.
 """
 WAITING = "to rerun"  # of today's code, on a clean commit
 IN_WORDS = {
@@ -102,7 +109,7 @@ def write_page(folder: Path, page: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # the last run of each claim, by its key
-    records = {p.stem: ledger.read(p) for p in sorted(folder.glob("*.json"))}
+    records = ledger.read_all(folder)
     papers = by_paper(ledger.claims())
     bars = read_bars(folder)
     texts = {
@@ -209,8 +216,14 @@ def _board_row(study: Study, record: Record | None, bars: Sequence[Line]) -> dic
         "verdict": _badge(record) + _because(record),
         "here [95 % interval]": measured,
         "the paper's own": own(study),
-        "run": "" if record is None else record.date + OLDER * record.older,
+        "run": "" if record is None else _dated(record),
     }
+
+
+def _dated(record: Record) -> str:
+    """Return the day of a run, and the one on which a seed of it was run again."""
+    again = "" if record.confirmed is None else f"{CONFIRMED}{record.confirmed['date']}"
+    return record.date + again + OLDER * record.older
 
 
 def _without_number(bracket: re.Match[str]) -> str:
@@ -223,7 +236,7 @@ def _figures(study: Study, record: Record | None) -> dict[str, str]:
     """Return a claim's columns of its paper's table: verdict, figure, target and last run."""
     run = f"`{COMMAND} {study.key}`, {plural(minutes_of(study, record), 'minute')}"
     if record is not None:
-        run = record.date + OLDER * record.older
+        run = _dated(record)
     return {
         "verdict": _badge(record),
         "figure [95 % interval]": "" if record is None else _interval(record),
@@ -252,12 +265,14 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
     # as the rows of the papers count them: with those that are no headline
     everything = Counter(_counted(records.get(study.key)) for study in studies)
     total = f"Of all {plural(len(studies), 'claim')}: {_listed(everything)}."
+    if again := sum(getattr(records.get(s.key), "confirmed", None) is not None for s in studies):
+        total += f" {again} of them by a record that one seed confirmed."
     return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", total, "", STALE]
 
 
 def _counted(record: Record | None) -> str:
     """Return the word under which a headline is counted."""
-    if record is None or (record.verdict != "withdrawn" and (record.older or not record.clean)):
+    if record is None or (record.verdict != "withdrawn" and not record.counts):
         return WAITING
     return record.verdict
 
@@ -334,10 +349,10 @@ def _section(
     ]
     lines += [f"{record.reason}", ""] if record.reason else []
     place = f" at commit `{record.commit}`" if record.commit else ""
-    place += UNCOMMITTED if record.commit and not record.clean else ""
+    place += UNCOMMITTED if record.commit.endswith("+") else ""
     date = f"on {record.date}{place}, {_cost(study, record)}"
     run = f"Measured by `{record.command}` {date}; {record.machine}{OLDER * record.older}."
-    lines += [*_design(study, record), run, ""]
+    lines += [*_design(study, record), run, "", *confirmed(record, bars)]
     lines += [*record.note.splitlines(), ""] if record.note else []
     table = markdown(record.table)
     first = printed.setdefault("\n".join(table), study.key)
@@ -352,7 +367,7 @@ def _section(
 
 def _history(key: str, bars: Sequence[Line]) -> list[str]:
     """Return the Markdown of all designs, bars and figures of a claim, oldest first."""
-    mine = [line for line in bars if line["claim"] == key]
+    mine = [line for line in bars if line["claim"] == key and line["line"] in ("bar", "run")]
     targets, runs = (of_claim(mine, key, kind) for kind in ("bar", "run"))
     if len(targets) < 2 and len(runs) < 2:
         return []
@@ -472,7 +487,7 @@ def _judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str
 def _cost(study: Study, record: Record) -> str:
     """Return how long a run took, in words."""
     # minutes tell enough, and seconds would differ with each run
-    if read_stored(study, record):
+    if ledger.read_stored(study, record):
         return "from stored results"
     if record.seconds >= 30:
         return plural(minutes_of(study, record), "minute")

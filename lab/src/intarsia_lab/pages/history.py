@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..claims.bars import Line, of_claim
-from ..claims.ledger import Record
+from ..claims.ledger import Record, read_stored
 from ..kit import Study
-
-CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
 
 
 def minutes_of(study: Study, record: Record | None) -> int:
@@ -23,19 +21,13 @@ def minutes_of(study: Study, record: Record | None) -> int:
     return max(1, round(record.seconds / 60))
 
 
-def read_stored(study: Study, record: Record) -> bool:
-    """Return whether a run was so short that it must have read stored results."""
-    # what is counted in seconds is declared as a minute, and stores nothing
-    return study.minutes > 1 and record.seconds < CACHED * 60 * study.minutes
-
-
 def rows_of(lines: Sequence[Line], key: str) -> list[Mapping[str, str]]:
     """Return a row for each bar and each figure of a claim, oldest first.
 
     lines: the ledger. A figure stands with the bar that it was held against. A bar says if its
     value was declared after a figure of the same comparison, and if nothing was ever run for it.
     """
-    mine = [line for line in lines if line["claim"] == key]
+    mine = [n for n in lines if n["claim"] == key and n["line"] in ("bar", "run")]
     return [
         {
             "date": line["date"],
@@ -53,7 +45,7 @@ def target_of(study: Study, lines: Sequence[Line]) -> str:
 
     lines: the ledger.
     """
-    mine = [line for line in lines if line["claim"] == study.key]
+    mine = [n for n in lines if n["claim"] == study.key and n["line"] in ("bar", "run")]
     late = any(
         _earlier(bar, mine)
         for bar in of_claim(mine, study.key, "bar")
