@@ -189,7 +189,7 @@ def test_chunks_are_sent_while_others_are_computed() -> None:
 
 @pytest.mark.parametrize("degree", degrees(2, 4))
 def test_a_backward_multiplies_twice_as_much(degree: int) -> None:
-    """By the rows for the gradients of weights, and by the weights for those of rows."""
+    """Rows give the gradients of weights, and weights those of rows."""
     trial = ExpertTrial(experts=2)
     plan = Tutel(degree).plan(trial.trace(), ExpertSize(8, 8), LINKS, backward=True)
     work = {step.name: step.flops for step in plan.steps if step.resource == "compute"}

@@ -253,9 +253,9 @@ def test_one_gradient_that_overflows_changes_no_mask() -> None:
     masking = Masking(RigL(0.5, every=1), model, 0)
     before = masking.digest()
     model(torch.ones(2, 6)).sum().backward()
-    first, *others = [weight.grad for weight in masking.weights.values()]
+    first, *rest = [weight.grad for weight in masking.weights.values()]
     first[0, 0] = torch.inf
-    assert others
+    assert rest
     masking.regrow(1, 10)
     assert masking.digest() == before and not masking.changes
 

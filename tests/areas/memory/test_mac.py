@@ -163,18 +163,18 @@ def test_evidence_of_an_item_and_of_the_code_before_it_multiplies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An item that is known in full, behind a code that nothing has followed so far."""
-    seen: list[Any] = []
+    evidences: list[Any] = []
 
     def noted(evidence: Any, *rest: Any) -> Any:
-        seen.append(evidence)
+        evidences.append(evidence)
         return draw(evidence, *rest)
 
     monkeypatch.setattr(mac, "draw", noted)
     x = items(1)
-    known = Mac(random_state=0).fit(x)
-    assert known.familiarity(x[0]) == 1
-    known.learn_sequence(np.concatenate([x, x]))
-    assert seen[-2].max() == 1 and not seen[-1].any()
+    memory = Mac(random_state=0).fit(x)
+    assert memory.familiarity(x[0]) == 1
+    memory.learn_sequence(np.concatenate([x, x]))
+    assert evidences[-2].max() == 1 and not evidences[-1].any()
 
 
 def test_without_a_sequence_there_is_nothing_to_replay() -> None:
