@@ -350,21 +350,21 @@ def _attention(
     # 3. attention over the slot's cache, output projection, residual
     out, idle = Value("heads", wide), getattr(attention, "sinks", None)  # of GPT-OSS
     for run in runs:
-        each = heads // groups
-        share, key = each * sizes.size, (run.count * sizes.size, run.first * sizes.size)
+        queries = heads // groups  # of a key
+        share, key = queries * sizes.size, (run.count * sizes.size, run.first * sizes.size)
         yield AttendStep(
             _columns(out, run.count * share, run.first * share),
             _columns(q, run.count * share, run.first * share),
             _columns(k, *key),
             _columns(v, *key),
             run.cache,
-            run.count * each,
+            run.count * queries,
             attention.scaling,
             run.window,
             _score_limit(attention),
             None
             if idle is None
-            else idle.detach()[each * run.first : each * (run.first + run.count)],
+            else idle.detach()[queries * run.first : queries * (run.first + run.count)],
         )
     yield product_step(attention.o_proj, h, out)
     if norm_before is None or hasattr(layer, "pre_feedforward_layernorm"):  # OLMo 2; Gemma 2, 3

@@ -166,7 +166,7 @@ def _act_of(act: nn.Module) -> str:
 
 
 class Clamped(NamedTuple):
-    """Activation of pairs of a gate and what it multiplies, as `ClampStep` has it."""
+    """Activation of pairs of a gate and its factor, as `ClampStep` has it."""
 
     alpha: float
     limit: float
@@ -178,7 +178,7 @@ def _of(shell: Any, act: str) -> str | Clamped:
 
 
 def _is_interleaved(shell: Any) -> bool:
-    """Return True for experts whose rows of gate and up alternate, as GPT-OSS has them."""
+    """Return True for experts with rows of gate and up in turn, as GPT-OSS has them."""
     return not getattr(shell, "is_concatenated", True) and hasattr(shell, "alpha")
 
 

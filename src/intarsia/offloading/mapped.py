@@ -25,7 +25,7 @@ class MappedStore:
     """Packed experts of an opened model, each some runs of bytes of a file that is mapped.
 
     Nothing is copied: an expert is brought in by asking for its pages, and let go by giving them
-    back. Its bytes stay where they are, so that products are those of the model in memory.
+    back. Its bytes stay where they are, so that products have the same bits as in memory.
     Raises: TargetError for a model without packed experts, or with such that are in no file.
     """
 
@@ -56,7 +56,7 @@ class MappedStore:
                 _drop(runs)
 
     def read(self, layer: int, expert: int, place: list[Key]) -> int:
-        """Bring the pages of an expert, and give back those of the one that it replaces.
+        """Bring the pages of an expert, and give back the pages of the one before it.
 
         place: the slot, a list of the expert that is in it. Returns the expert's bytes.
         """
@@ -75,14 +75,14 @@ class MappedStore:
 
 
 class MappedSlots(Slots):
-    """Slots of experts whose bytes stay in a mapped file; `store` is a `MappedStore`."""
+    """Slots of experts with their bytes in a mapped file; `store` is a `MappedStore`."""
 
     def __init__(self, store: MappedStore, cache: Cache) -> None:
         places: list[Any] = [[] for _ in range(cache.slots)]
         super().__init__(cast(Any, store), cache, places)
 
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
-        """Wait until an expert's pages are there; its tensors are those of its stacks."""
+        """Wait until an expert's pages are there; its tensors are in its stacks."""
         self._bring((layer, number))
         return {}
 
@@ -132,7 +132,7 @@ def _drop(runs: Iterable[tuple[int, int]]) -> None:
 
 
 def _are_of_files(tensors: Iterable[Tensor]) -> bool:
-    """Return True if all tensors lie in mapped files, whose pages can be given back and read."""
+    """Return True if all tensors lie in mapped files, so that pages can be read again."""
     try:
         lines = [line.split(maxsplit=5) for line in MAPS.read_text().splitlines()]
     except OSError:

@@ -44,8 +44,8 @@ def offload(
     """Open a causal language model of transformers with only some of its experts in memory.
 
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
-    `store` first, an expert at a time; or a model that was opened from a folder of `compress`, of
-    which packed experts are read from their mapped file, in place.
+    `store` first, an expert at a time; or a model that was opened from a folder of `compress`: its
+    packed experts are read in their mapped file.
     slots: how many experts are in memory, of all layers together, as a number, a size such as
     "8GB", or a share below 1.
     policy: chooses the expert that gives up its slot for another; None = `Expected()`, or
@@ -91,7 +91,7 @@ def offload(
 
 
 def _with_slots(source: Any, store: Any, cache: Cache) -> tuple[Any, Slots]:
-    """Return a model whose experts are in slots, and the slots; source: the model, or a folder."""
+    """Return a model with experts in slots, and the slots; source: the model, or a folder."""
     if isinstance(store, MappedStore):
         mapped = MappedSlots(store, cache)
         attach_mapped(store, mapped)

@@ -137,8 +137,8 @@ def _trunk(
     if slots is None or packed:
         model, tokenizer = open_language_model(source, dtype=dtype, progress=progress)
     if slots is not None:
-        of: Any = model if packed else source
-        model = offload(of, slots=slots, policy=policy, progress=progress)
+        opened: Any = model if packed else source
+        model = offload(opened, slots=slots, policy=policy, progress=progress)
         # the slots are an attribute of the module that has the experts
         expert_slots = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
     if slots is not None and not packed:
