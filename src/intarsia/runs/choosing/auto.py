@@ -147,7 +147,8 @@ def auto(
     it, all candidates, how sure it is, and the folder and test scores of its run, by name.
     data: pictures, as `load_data` takes them; a validation part is joined to the training part,
       unless the option images or shots is given.  minutes: of everything on the clock, from
-      now on; they are used as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.
+      now on; they are used as long as something is left to try.
+    out: the folder, `runs/auto-DATA` if None.
     resume: continue the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = the leaders of the
       benchmarks (`views.METHODS`, `views.AMONG_BATCH_NORMS`); linear alone = probes only.
