@@ -130,7 +130,8 @@ CLAIMS = (
         target=1.3,
         # a stored weight takes about 1.6 times as long as a dense one: 90 % of them cannot pay
         measure=partial(convnet_times.whole, forms=[(1, 0.2), (1, 0.1)], losing=(1, 0.9)),
-        seeds=tuple(range(3, 9)),
+        # of seeds 3 to 8 the losing net was stored dense, where that is faster: they decide nothing
+        seeds=tuple(range(9, 15)),
     ),
     study(
         "fast-convnets-layers",
