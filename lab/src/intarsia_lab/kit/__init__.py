@@ -1,6 +1,5 @@
 """The parts of every experiment of the laboratory."""
 
-from . import items as items
 from .control import COUNTED as COUNTED
 from .control import SIMULATED as SIMULATED
 from .control import TIMED as TIMED
