@@ -109,6 +109,16 @@ def test_all_looks_after_the_first_share_one_percent():
     assert word(a_study(), [decided], (*decided["values"], *fresh), range(10)) == "holds"
 
 
+def test_an_interval_over_items_decides_where_every_seed_is_fresh():
+    other = a_study(baseline="a weaker rival")
+    lines = [a_bar(other), a_run((0.6, 0.61, 0.62), other)]
+    of_items = dataclasses.replace(a_result(), items=(0.55, 0.65))
+    assert standing_of(a_study(), of_items, (3, 4, 5), lines).word == "holds"
+    # of some of its seeds nobody knows the interval
+    verdict = standing_of(a_study(), of_items, (2, 3, 4), lines)
+    assert verdict.word == "not decided" and verdict.reason.startswith("Its seeds were seen")
+
+
 def test_the_worst_of_several_holds_by_the_interval_of_all_alone():
     study = a_study(key="dsl")  # one of two comparisons; its record has the lower one
     verdict = standing_of(study, a_result(), (0, 1, 2), [])

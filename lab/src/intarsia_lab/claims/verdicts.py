@@ -131,9 +131,9 @@ def _evidence(
     ]
     words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in other_designs}
     sentence = ""
-    if other_designs and not timed:
-        # values of seeds that another design had are known: the rest alone is new
-        spent = {seed for run in other_designs for seed in run["seeds"]}
+    # values of seeds that another design had are known: the rest alone is new
+    spent = set[int]() if timed else {seed for run in other_designs for seed in run["seeds"]}
+    if spent & set(seeds):
         fresh = _of_seeds(result, seeds, [seed for seed in seeds if seed not in spent])
         if fresh is None:
             reason = "Its seeds were seen by an earlier design of the claim; fresh ones decide."
