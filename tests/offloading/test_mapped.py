@@ -119,7 +119,10 @@ def test_pages_of_as_many_experts_as_slots_are_kept(
     def advise(first: int, size: int, advice: int) -> bool:
         nonlocal most
         pages = set(range(-(-first // page), (first + size) // page))
-        kept.difference_update(pages) if advice == mapped.DROP else kept.update(pages)
+        if advice == mapped.DROP:
+            kept.difference_update(pages)
+        elif advice == mapped.POPULATE:
+            kept.update(pages)
         most = max(most, len(kept))
         return advised(first, size, advice)
 

@@ -38,7 +38,7 @@ from ..core.sealing import (
 )
 
 INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
-CHANGED = "intarsia.json"  # of a folder whose experts are packed by a format
+CHANGED = "intarsia.json"  # of a folder with layers that a format packs
 FORMAT = 1  # of a store; one that was written before there were numbers has none
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")

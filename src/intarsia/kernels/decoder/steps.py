@@ -108,7 +108,7 @@ class AttendStep:
     p: the token's own place and those before it, or of them the cache's sink and the last `window`;
     window 0 = all.  The heads share the keys of the cache's groups, as many in order.
     limit: of the scores s = scale q_h k_p, which become limit tanh(s / limit); 0 = none.
-    idle: (heads,), a further score of each head, of a key whose value is 0; None = none.
+    idle: (heads,), a further score of each head, of a key with the value 0; None = none.
     """
 
     dst: Value
