@@ -228,7 +228,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "gaussian_moe": 'gate="linear", temperature="fixed"',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
-        "onerec": "codes=(4,), session=2",
+        "onerec": "codes=(4,), session=1",
         "prune_experts": "keep=2",
         "moa": "lengths=(512,), check=768",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
