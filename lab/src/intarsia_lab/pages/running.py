@@ -25,8 +25,8 @@ TEXTS = 'rows = [{"input_ids": ids} for ids in torch.randint(64, (16, 32))]    #
 TRACE = """row = torch.arange(640)
 trace = Trace(torch.randint(8, (640, 2, 2)), 8, row // 20, row % 20)    # or intarsia.trace"""
 TAKEN = 'taken = [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("bob", "milk"), ("eve", "tea")]'
-# each user takes five of seven items, none twice, so that one can be held out
-EVENTS = """events = [(f"user {n % 9}", f"item {n % 7}", n) for n in range(45)]
+# each user takes eight of thirteen items, none twice, so that one can be held out
+EVENTS = """events = [(f"user {n % 9}", f"item {n % 13}", n) for n in range(72)]
 data = as_interactions(events)    # or intarsia.recommend.load_interactions("folder")
 train, test = data.leave_last()"""
 ITEMS = "items = np.random.default_rng(0).random((20, 64)) < 0.2    # binary"
@@ -228,7 +228,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "gaussian_moe": 'gate="linear", temperature="fixed"',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
-        "onerec": "codes=(4,), session=2",
+        "onerec": "codes=(4,), session=1",
         "prune_experts": "keep=2",
         "moa": "lengths=(512,), check=768",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
