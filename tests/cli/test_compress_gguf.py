@@ -64,14 +64,14 @@ def decoded(path: Path, model: Any) -> dict[str, torch.Tensor]:
     """A file's weights by the model's names, decoded by the `gguf` package."""
     tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
     weights = {}
-    for own, name in names_in_gguf(model).names.items():
+    for weight_name, name in names_in_gguf(model).names.items():
         numbers = np.array(gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type))
         turned = type(model).__name__ in ("LlamaForCausalLM", "MistralForCausalLM")
         if turned and ("attn_q" in name or "attn_k" in name):
             heads = 4 if "attn_q" in name else 2
             pairs = numbers.reshape(heads, -1, 2, *numbers.shape[1:])
             numbers = pairs.swapaxes(1, 2).reshape(numbers.shape)
-        weights[own] = torch.from_numpy(numbers)
+        weights[weight_name] = torch.from_numpy(numbers)
     return weights
 
 
@@ -85,9 +85,9 @@ def test_weights_are_the_file_s(name: str, quant: str, tmp_path: Path) -> None:
     layers = [m for m in packed.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == (9 if name == "phi3" else 15) and type(packed.lm_head) is PackedLinear
     assert packed.config.dtype == torch.float32
-    for own, numbers in want.items():
-        owner, _, attribute = own.rpartition(".")
-        assert torch.equal(getattr(packed.get_submodule(owner), attribute), numbers), own
+    for weight_name, numbers in want.items():
+        owner, _, attribute = weight_name.rpartition(".")
+        assert torch.equal(getattr(packed.get_submodule(owner), attribute), numbers), weight_name
     if name == "tied":
         assert torch.equal(packed.lm_head.weight, want["model.embed_tokens.weight"])
     # the model itself, with the weights of the file, has the rotations and widths that count
@@ -111,13 +111,15 @@ def test_other_types_are_rounded_and_told(tmp_path: Path) -> None:
     bits = {path: m.form.bits for path, m in layer.named_modules() if isinstance(m, PackedLinear)}
     assert bits["mlp.down_proj"] == bits["self_attn.v_proj"] == 8 and packed.lm_head.form.bits == 4
     assert bits["self_attn.q_proj"] == bits["mlp.up_proj"] == bits["mlp.gate_proj"] == 4
-    for own, most in {
+    for path_in_layer, tolerance in {
         "mlp.down_proj": 0,
         "self_attn.v_proj": 0.02,
         "self_attn.q_proj": 0.2,
     }.items():
-        weight = want[f"model.layers.1.{own}.weight"]
-        assert (layer.get_submodule(own).weight - weight).norm() <= most * weight.norm()
+        weight = want[f"model.layers.1.{path_in_layer}.weight"]
+        assert (
+            layer.get_submodule(path_in_layer).weight - weight
+        ).norm() <= tolerance * weight.norm()
     eight: Any = packed_gguf(open_gguf(path), bits=8)
     assert eight.model.layers[0].self_attn.q_proj.form.bits == 8
     assert eight.model.layers[0].mlp.gate_proj.form.bits == 4  # as it comes
@@ -129,12 +131,12 @@ def test_a_head_as_asked_and_floats_in_bfloat16_where_that_is_exact(tmp_path: Pa
     kinds = lambda name: "F16" if name.startswith("token") else "Q4_0"  # noqa: E731
     half = rewritten(source, tmp_path / "half.gguf", kinds)
     packed: Any = packed_gguf(open_gguf(half))
-    embedding, own = packed.model.embed_tokens.weight, model.model.embed_tokens.weight
+    embedding, before = packed.model.embed_tokens.weight, model.model.embed_tokens.weight
     assert packed.lm_head.form.bits == 8 and packed.config.dtype == torch.bfloat16
-    assert embedding.dtype == torch.bfloat16 and torch.equal(embedding.float(), own)
+    assert embedding.dtype == torch.bfloat16 and torch.equal(embedding.float(), before)
     assert packed_gguf(open_gguf(half), head=4).lm_head.form.bits == 4
-    same: Any = packed_gguf(open_gguf(half), head="same")
-    assert same.lm_head.weight is same.model.embed_tokens.weight
+    tied: Any = packed_gguf(open_gguf(half), head="same")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
     untied = written(tmp_path, HOSTS["llama"]())  # its head is Q8_0
     assert packed_gguf(open_gguf(untied), head=4).lm_head.form.bits == 4
     plain: Any = packed_gguf(open_gguf(untied), head="same")
@@ -147,11 +149,11 @@ def test_a_tensor_read_some_rows_at_a_time_is_the_same(
     quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, HOSTS["tied"](), quant)
-    whole: Any = packed_gguf(open_gguf(path))
+    at_once: Any = packed_gguf(open_gguf(path))
     monkeypatch.setattr(gguf_file, "PIECE", 1)
     assert len(list(open_gguf(path).pieces("model.layers.0.mlp.up_proj.weight"))) > 2
     pieces: Any = packed_gguf(open_gguf(path))
-    for name, tensor in whole.state_dict().items():
+    for name, tensor in at_once.state_dict().items():
         assert torch.equal(tensor, pieces.state_dict()[name]), name
 
 

@@ -133,13 +133,13 @@ def test_products_of_any_format_are_those_of_the_packed_model(form: Any) -> None
 
 
 def gpt_oss() -> Any:
-    own = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    widths = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 32, "num_hidden_layers": 3}
     experts = {"num_local_experts": 6, "num_experts_per_tok": 2}
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "truncate": False,
             "original_max_position_embeddings": 16}  # fmt: skip
     config = transformers.GptOssConfig(
-        **{**SIZES, **own, **experts}, sliding_window=9, layer_types=kinds, rope_parameters=yarn
+        **{**SIZES, **widths, **experts}, sliding_window=9, layer_types=kinds, rope_parameters=yarn
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -154,7 +154,7 @@ def gpt_oss() -> Any:
 @needs
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_experts_with_biases_and_heads_with_sinks(bits: int) -> None:
-    """Of GPT-OSS, with windows in every other layer, against its own forward on packed experts."""
+    """Compare GPT-OSS, with windows in every other layer, with its forward on packed experts."""
     assert "(in, out)" in why_not(gpt_oss())
     model = intarsia.compress(gpt_oss(), BlockInt(bits), force=True)
     assert why_not(model) == ""
@@ -176,8 +176,8 @@ def test_packed_experts_with_biases_and_heads_with_sinks(bits: int) -> None:
         for name, parameter in changed.named_parameters():
             if name.endswith(part):
                 torch.nn.init.zeros_(parameter)
-        other = NativeText(changed, length=40).prefill(0, IDS[0, :20].tolist())
-        assert float((other - want[0, 19]).abs().max()) > 0.01, part
+        without = NativeText(changed, length=40).prefill(0, IDS[0, :20].tolist())
+        assert float((without - want[0, 19]).abs().max()) > 0.01, part
 
 
 @needs

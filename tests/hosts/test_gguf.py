@@ -248,20 +248,20 @@ def test_every_expert_is_the_model_s(name: str, quant: str, tokenizer: Any, tmp_
     block = model.model.layers[1].mlp
     both, down = block.experts.gate_up_proj.detach(), block.experts.down_proj.detach()
     inner = both.shape[1] // 2
-    wanted = {
+    matrices = {
         "ffn_gate_exps": both[:, :inner], "ffn_up_exps": both[:, inner:], "ffn_down_exps": down,
         "ffn_gate_inp": block.gate.weight.detach(),
     }  # fmt: skip
     if name == "qwen2moe":
         assert fields["qwen2moe.expert_shared_feed_forward_length"] == 64
-        wanted |= {
+        matrices |= {
             "ffn_gate_inp_shexp": block.shared_expert_gate.weight.detach()[0],
             "ffn_down_shexp": block.shared_expert.down_proj.weight.detach(),
         }
-    for own, numbers in wanted.items():
-        want, got = numbers.numpy(), tensors[f"blk.1.{own}.weight"]
-        exact = quant == "f32" or "gate_inp" in own
-        assert types[f"blk.1.{own}.weight"] == ("F32" if exact else quant.upper())
+    for matrix, numbers in matrices.items():
+        want, got = numbers.numpy(), tensors[f"blk.1.{matrix}.weight"]
+        exact = quant == "f32" or "gate_inp" in matrix
+        assert types[f"blk.1.{matrix}.weight"] == ("F32" if exact else quant.upper())
         step = 0.0 if exact else {"q8_0": 1 / 200, "q4_0": 0.14}[quant] * float(np.abs(want).max())
         assert got.shape == want.shape and np.abs(got - want).max() <= step
     # two stacks for the model's one of gate and up

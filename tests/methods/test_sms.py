@@ -347,13 +347,13 @@ def test_models_are_candidates_too() -> None:
 
 
 def test_each_soup_counts_the_statistics_of_its_batch_norms_again() -> None:
-    seen: list[Tensor] = []
+    averaged: list[Tensor] = []
 
     class Ended:
         model = net(norm=True)
 
         def recalibrate(self, _: float) -> None:
-            seen.append(self.model.state_dict()["0.weight"].clone())
+            averaged.append(self.model.state_dict()["0.weight"].clone())
 
     first, second = net(norm=True, seed=1), net(norm=True, seed=2)
     states, members, distances = [copied(first)], list[tuple[int, ...]](), list[float]()
@@ -363,7 +363,7 @@ def test_each_soup_counts_the_statistics_of_its_batch_norms_again() -> None:
         states=states, members_of_rounds=members, distances=distances, last=True,
     )  # fmt: skip
     want = (first.get_parameter("0.weight") + second.get_parameter("0.weight")) / 2
-    assert len(seen) == 1 and torch.allclose(seen[0], want) and members == [(0, 1)]
+    assert len(averaged) == 1 and torch.allclose(averaged[0], want) and members == [(0, 1)]
 
 
 def test_weights_of_one_size_move_by_all_that_a_round_prunes() -> None:

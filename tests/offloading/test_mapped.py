@@ -77,8 +77,11 @@ def opened(folder: Path) -> Any:
 def test_outputs_are_those_of_the_packed_model_in_memory(
     name: str, folders: dict[str, Path]
 ) -> None:
-    whole = opened(folders[name])
-    want, words = whole(IDS).logits, whole.generate(IDS[:1, :4], max_new_tokens=8, do_sample=False)
+    in_memory = opened(folders[name])
+    want, words = (
+        in_memory(IDS).logits,
+        in_memory.generate(IDS[:1, :4], max_new_tokens=8, do_sample=False),
+    )
     for slots, policy in ((2, None), (0.25, Lru()), (1.0, None)):
         model: Any = opened(folders[name])
         assert intarsia.offload(model, slots=slots, policy=policy) is model
@@ -96,16 +99,16 @@ def test_outputs_are_those_of_the_packed_model_in_memory(
 def test_native_steps_ask_for_experts_and_give_the_same_logits(
     name: str, folders: dict[str, Path]
 ) -> None:
-    whole, model = opened(folders[name]), opened(folders[name])
+    in_memory, model = opened(folders[name]), opened(folders[name])
     intarsia.offload(model, slots=4)
     assert why_not(model) == ""
-    texts = [NativeText(m, length=24) for m in (whole, model)]
+    texts = [NativeText(m, length=24) for m in (in_memory, model)]
     logits = [text.prefill(0, IDS[0].tolist()) for text in texts]
     assert torch.equal(*logits)
-    asked = intarsia.offloading.residency(model).asks
+    asks = intarsia.offloading.residency(model).asks
     for token in range(6):
         assert torch.equal(*(text.step([token]) for text in texts))
-    assert intarsia.offloading.residency(model).asks > asked > 0
+    assert intarsia.offloading.residency(model).asks > asks > 0
 
 
 @torch.no_grad()
@@ -113,17 +116,17 @@ def test_pages_of_as_many_experts_as_slots_are_kept(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # whole pages: an expert has one address for each of its tensors, rounded to a page
-    kept, most, page = set[int](), 0, mmap.PAGESIZE
+    resident, peak, page = set[int](), 0, mmap.PAGESIZE
     advised = mapped.advise
 
     def advise(first: int, size: int, advice: int) -> bool:
-        nonlocal most
+        nonlocal peak
         pages = set(range(-(-first // page), (first + size) // page))
         if advice == mapped.DROP:
-            kept.difference_update(pages)
+            resident.difference_update(pages)
         elif advice == mapped.POPULATE:
-            kept.update(pages)
-        most = max(most, len(kept))
+            resident.update(pages)
+        peak = max(peak, len(resident))
         return advised(first, size, advice)
 
     monkeypatch.setattr(mapped, "advise", advise)
@@ -133,18 +136,18 @@ def test_pages_of_as_many_experts_as_slots_are_kept(
     for _ in range(3):
         model(IDS)
     # 4 of 16 experts; the pages at the ends of runs are shared with their neighbours
-    assert 0 < most <= 4 * (slots.store.bytes // page + 1) + 16 * 4 * 2
-    held = {key for place in slots.places for key in place}
-    assert slots.store.total == 16 and held == slots.cache.at.keys() and len(held) == 4
+    assert 0 < peak <= 4 * (slots.store.bytes // page + 1) + 16 * 4 * 2
+    keys = {key for place in slots.places for key in place}
+    assert slots.store.total == 16 and keys == slots.cache.at.keys() and len(keys) == 4
 
 
 @torch.no_grad()
 def test_a_predictor_reads_ahead_and_changes_no_bit(folders: dict[str, Path]) -> None:
-    whole, model = opened(folders["mixtral-4"]), opened(folders["mixtral-4"])
+    in_memory, model = opened(folders["mixtral-4"]), opened(folders["mixtral-4"])
     table = TokenTable(torch.rand(512, 2, 8, generator=torch.Generator().manual_seed(0)))
     intarsia.offload(model, slots=6, policy=Predictive(), predictor=table)
     for ids in (IDS, IDS[:, :3], IDS[:1], IDS[:, 2:]):
-        assert torch.equal(model(ids).logits, whole(ids).logits)
+        assert torch.equal(model(ids).logits, in_memory(ids).logits)
 
 
 def test_a_server_keeps_a_share_of_packed_experts(folders: dict[str, Path]) -> None:

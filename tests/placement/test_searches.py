@@ -124,7 +124,7 @@ def test_the_programme_is_solved_where_swaps_leave_loads_uneven() -> None:
 
 
 def test_the_slowest_link_decides_not_the_sum_of_all() -> None:
-    """In order the links take 5 and 0, exchanged 4 and 3: more in all, and sooner done."""
+    """Links take 5 and 0 in order, 4 and 3 exchanged: more in all, and sooner done."""
     traffic = torch.tensor([[4.0, 5], [0, 3]], dtype=torch.float64)
     order = cluster_devices([traffic], torch.ones(2, 2).double(), 2, 5)
     assert order[0].tolist() == order[1].flip(0).tolist()

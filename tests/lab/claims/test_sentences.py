@@ -26,18 +26,18 @@ def figures(text: Any) -> list[float]:
 
 
 def one_stream(rows: Rows) -> list[str]:
-    best, known = (
+    best, one_step = (
         figures(the(rows, "cache", name)["1 streams"]) for name in ("Belady", "one step known")
     )
-    gap = statistics.mean(a - b for a, b in zip(best, known, strict=True))
+    gap = statistics.mean(a - b for a, b in zip(best, one_step, strict=True))
     return [f"the gap is {gap:.2f}".replace("0.", ".")]
 
 
 def bars_found(rows: Rows) -> list[str]:
-    own = [figures(row["bars"]) for row in rows if row["bars of"] == row["model"]]
-    good = [sum(count >= 9 for count in counts) for counts in own]
-    together = sum(min(counts) >= 9 for counts in zip(*own, strict=True))
-    return [f"in {min(good)} to {max(good)} of {len(own[0])} seeds", f"at once in {together}"]
+    found_by = [figures(row["bars"]) for row in rows if row["bars of"] == row["model"]]
+    good = [sum(count >= 9 for count in counts) for counts in found_by]
+    together = sum(min(counts) >= 9 for counts in zip(*found_by, strict=True))
+    return [f"in {min(good)} to {max(good)} of {len(found_by[0])} seeds", f"at once in {together}"]
 
 
 def smaller(rows: Rows) -> list[str]:
@@ -68,5 +68,5 @@ def test_a_sentence_has_its_table_s_figures(
 
 def test_no_sentence_says_how_long_a_claim_takes() -> None:
     # its page does, by its record
-    said = [s.key for s in claims() if re.search(r"-\w+, \d+ CPU minutes", s.scale)]
-    assert not said
+    timed = [s.key for s in claims() if re.search(r"-\w+, \d+ CPU minutes", s.scale)]
+    assert not timed

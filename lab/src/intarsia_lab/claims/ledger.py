@@ -374,7 +374,7 @@ def paper_of(key: str) -> Study | None:
 
 def read_stored(study: Study, record: Record) -> bool:
     """Return whether a run was so short that it must have read results of an earlier one."""
-    # what is counted in seconds is declared as a minute, and stores nothing
+    # a claim of seconds is declared as a minute, and stores nothing
     return study.minutes > 1 and record.seconds < CACHED * 60 * study.minutes
 
 

@@ -422,8 +422,8 @@ def _rates(study: Study, record: Record | None) -> list[str]:
     grid = ", ".join(f"{rate:g}" for rate in study.rates.grid)
     if record is not None and not record.rates:
         return [
-            "- This run is of before each arm had a rate of its own; what it had stands in its "
-            f"note. The next one tries {grid} for each arm."
+            "- This run is of before each arm had a rate of its own; its note has the "
+            f"rates. The next one tries {grid} for each arm."
         ]
     lines = [
         f"- Each arm has its own rate, the best on validation data of {grid} and, while an edge"

@@ -131,8 +131,8 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
             values[kind] = (row.to_the_right(point), *span)
     # the farthest of our interval and both figures stands near the end of the scale; if all values
     # of a row are the target, it is in the middle
-    shown = [*values.get("ours", ()), *values.get("effect", ())[:1]]
-    farthest = max((abs(v) for v in shown if math.isfinite(v)), default=0.0) or 1.0
+    drawn = [*values.get("ours", ()), *values.get("effect", ())[:1]]
+    farthest = max((abs(v) for v in drawn if math.isfinite(v)), default=0.0) or 1.0
     scale = REACH * HALF / farthest
 
     def placed(value: float) -> float:

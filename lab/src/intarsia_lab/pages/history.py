@@ -1,4 +1,4 @@
-"""A claim's history: each bar and figure, what was declared late, and what was never run."""
+"""A claim's history: its bars and figures, late bars, and bars without a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..kit import Study
 def minutes_of(study: Study, record: Record | None) -> int:
     """Return how many minutes a claim takes on two cores: its record's, where that run computed.
 
-    record: of its last run. What is declared counts where there is none, or where the run read
+    record: of its last run. The declared minutes count where there is none, or where the run read
     results that an earlier one had stored.
     """
     if record is None or read_stored(study, record):
@@ -60,14 +60,14 @@ def _bound(line: Line) -> str:
 
 
 def _remark(bar: Line, mine: Sequence[Line]) -> str:
-    """Return what is to be said of a bar: that it came late, and that no run was held against it.
+    """Return a remark on a bar that came late, or that no run was held against; "" for others.
 
     mine: the claim's lines, oldest first.
     """
-    asked = (bar["statistic"], _bound(bar), sorted(bar["seeds"]))
+    question = (bar["statistic"], _bound(bar), sorted(bar["seeds"]))
     runs = of_claim(mine, bar["claim"], "run")
     parts = [f"declared after {r['figure']:.3f} of {r['date']}" for r in _earlier(bar, mine)[-1:]]
-    if asked not in [(run["statistic"], run["bound"], sorted(run["seeds"])) for run in runs]:
+    if question not in [(run["statistic"], run["bound"], sorted(run["seeds"])) for run in runs]:
         parts.append("no run" if parts else "declared, no run")
     return f"*{', '.join(parts)}*" if parts else ""
 

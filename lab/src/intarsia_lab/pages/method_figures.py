@@ -178,9 +178,9 @@ def when(card: Mapping[str, Any]) -> str:
     tags, use = set(card["tags"]), ""
     if card["kind"] == "adapter":
         # a change that is found in phases trains the weights themselves in the first
-        found = card["phased"] and "folds" in tags
+        phased = card["phased"] and "folds" in tags
         use = "a pretrained model "
-        use += "that can be trained whole once" if found else "with weights that stay frozen"
+        use += "that can be trained whole once" if phased else "with weights that stay frozen"
         use += "; it folds into a stock model" if "folds" in tags else "; it stays a part of it"
         # a draw in each step is a noise, which helps where data are few
         use += "; it regularises: few samples, many passes" if "stochastic" in tags else ""

@@ -38,5 +38,5 @@ def _row(kind: str) -> str:
     config = CONFIG_MAPPING[kind]
     settings = {**vars(config), **config.attribute_map, **vars(config())}
     mixture = any(name in settings for name in EXPERTS)
-    what = "native steps" + ", and of its experts those that a token has" * mixture
-    return f"| {config.__name__.removesuffix('Config')} | `{kind}` | {what} |\n"
+    code = "native steps" + ", and of its experts those that a token has" * mixture
+    return f"| {config.__name__.removesuffix('Config')} | `{kind}` | {code} |\n"

@@ -136,8 +136,9 @@ def auto_texts(
     The choice alone is scored on the test part. A table of numbers gets the regression alone.
     data, text, label: as for `load_labelled`.  minutes: on the clock, of everything; a candidate
     that would take more is left out, and that is said.  out: the folder, `runs/auto-DATA` if None.
-    resume: continue the search in that folder.  methods: words as of `RowClassifier`, None = CANDIDATES;
-    models may be folders, and an adapter without a model is trained on each of them.  model: models
+    resume: continue the search in that folder.
+    methods: words as of `RowClassifier`, None = CANDIDATES; models may be folders,
+    and an adapter without a model is trained on each of them.  model: models
     instead of those that packages ship, with commas.  seed: of folds and split; split_seed: of the
     split, None = seed.  images, test: numbers of rows to train on and to test.  one: choose one
     candidate, no blend.  report: gets lines of progress.
