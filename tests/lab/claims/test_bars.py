@@ -110,8 +110,8 @@ def test_all_looks_after_the_first_share_one_percent():
 
 
 def test_an_interval_over_items_decides_where_every_seed_is_fresh():
-    other = a_study(baseline="a weaker rival")
-    lines = [a_bar(other), a_run((0.6, 0.61, 0.62), other)]
+    easier = a_study(baseline="a weaker rival")
+    lines = [a_bar(easier), a_run((0.6, 0.61, 0.62), easier)]
     of_items = dataclasses.replace(a_result(), items=(0.55, 0.65))
     assert standing_of(a_study(), of_items, (3, 4, 5), lines).word == "holds"
     # of some of its seeds nobody knows the interval

@@ -133,7 +133,7 @@ def _evidence(
     sentence = ""
     # values of seeds that another design had are known: the rest alone is new
     spent = set[int]() if timed else {seed for run in other_designs for seed in run["seeds"]}
-    if spent & set(seeds):
+    if spent:
         fresh = _of_seeds(result, seeds, [seed for seed in seeds if seed not in spent])
         if fresh is None:
             reason = "Its seeds were seen by an earlier design of the claim; fresh ones decide."
@@ -261,7 +261,9 @@ def _is_student(result: Result) -> bool:
 
 
 def _of_seeds(result: Result, seeds: Sequence[int], fresh_seeds: Sequence[int]) -> Result | None:
-    """Return the result of some of its seeds alone."""
+    """Return the result of some of its seeds alone; of items only that of all seeds is known."""
+    if len(fresh_seeds) == len(seeds) and not _is_student(result):
+        return result
     if len(fresh_seeds) < 2 or len(result.values) != len(seeds) or not _is_student(result):
         return None
     values = tuple(v for v, seed in zip(result.values, seeds, strict=True) if seed in fresh_seeds)
