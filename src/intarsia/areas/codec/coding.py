@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.seeds import mix
 from .levels import LatentLevel, levels_of
 from .philox import UNIT
-from .prior import FIXED, RHO, Prior, Tell, divergence, join_levels, psnr, sigma
+from .prior import FIXED, RHO, Prior, Tell, divergence, join_levels, sigma
 from .recombiner import SPARE
 from .relative_entropy import candidate, candidates, choose, gumbels
 from .siren import FLOAT
@@ -131,7 +131,8 @@ class GroupPosteriors:
             self.optimiser.zero_grad()
             (patch_error.sum() + cost).backward()
             self.optimiser.step()
-            self.quality = psnr(patch_error)
+            # PSNR of values in [0, 1], in dB, at most 120
+            self.quality = -10 * math.log10(max(float(patch_error.detach().mean()), 1e-12))
             if self.step % ADJUST == 0:
                 with torch.no_grad():
                     # steer each group's divergence to its budget: beta rises above it, falls below

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +59,6 @@ def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tenso
         wide = part[:, torch.from_numpy(level.row_of_patch)]
         h = h + torch.nn.functional.pad(wide, (0, h.shape[-1] - wide.shape[-1]))
     return h.flatten(0, 1)
-
-
-def psnr(error: Tensor) -> float:
-    """Return the PSNR in dB of values in [0, 1], at most 120.  error: their squared errors."""
-    return -10 * math.log10(max(float(error.detach().mean()), 1e-12))
 
 
 def to_fixed_point(values: Tensor) -> Tensor:

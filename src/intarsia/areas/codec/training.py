@@ -15,13 +15,12 @@ from ...core.errors import ConfigError, TrainingError
 from ...core.seeds import mix
 from ...train import checkpoint
 from .levels import LatentLevel, groups_by_mean, levels_of
-from .prior import RHO, Prior, Tell, divergence, join_levels, psnr, sigma, to_fixed_point
+from .prior import RHO, Prior, Tell, divergence, join_levels, sigma, to_fixed_point
 from .recombiner import RecombinerSettings
 from .siren import FLOAT, SignalDecoder
 
 REFRESH = 25  # steps between two updates of the prior and of beta
 FASTER = 2.0  # largest factor of beta at each of them
-BETAS = 1e-9, 1e-2  # least and largest beta: it could not soon come back from beyond them
 LEAST_SCALE = 1e-4  # least deviation of a prior: at 0 a divergence would be infinite
 FIRST_RHO, FIRST_BETA = -4.0, 2e-2  # beta for each latent of a patch
 LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from the share LATE of the steps on, LATE_LR times LR
@@ -162,7 +161,7 @@ class PriorTraining:
         loss.backward()
         for optimiser in self.optimisers:
             optimiser.step()
-        return psnr(error)
+        return -10 * math.log10(max(float(error.detach().mean()), 1e-12))
 
     @torch.no_grad()
     def _all_posteriors(self) -> list[tuple[Tensor, Tensor]]:
@@ -182,8 +181,8 @@ class PriorTraining:
         # steer beta so that the mean divergence of a patch meets the budget
         self.bits = sum(float(x.sum()) for x in self._divergences()) / patches
         self.beta *= min(max(self.bits / self.budget, 1 / FASTER), FASTER)
-        least, largest = BETAS
-        self.beta = min(max(self.beta, least), largest)
+        # from beyond these limits beta could not soon come back
+        self.beta = min(max(self.beta, 1e-9), 1e-2)
 
     @torch.no_grad()
     def _divergences(self) -> list[Tensor]:
