@@ -16,7 +16,7 @@ METHODS = {
     described["name"]: described for card in cards() if "doc" in (described := describe(card))
 }
 PROGRAMS = {name: text for name, described in METHODS.items() if (text := program(described))}
-COMMAND_ALONE = {"inference_free", "m2trec"}
+COMMAND_ALONE = {"inference_free", "m2trec", "onerec"}
 
 
 def test_every_method_has_a_program_or_a_command() -> None:

@@ -148,6 +148,7 @@ for item in items:
     memory.partial_fit(item)    # once each
 print(memory.familiarity(items))    # 1: known""",
         "m2trec": "",  # of items with fields
+        "onerec": "",  # of sessions that were liked
         "merge_mixtures": f"""{VIT}
 one, two = (intarsia.upcycle(copy.deepcopy(model), intarsia.TopK(4), seed=s) for s in (0, 1))
 model = intarsia.apply(one, $method)    # 4 + 4 experts in each layer
@@ -228,7 +229,6 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "gaussian_moe": 'gate="linear", temperature="fixed"',
         "head_spans": "sink=4, length=48",
         "merge_mixtures": "two",
-        "onerec": "codes=(4,), session=1",
         "prune_experts": "keep=2",
         "moa": "lengths=(512,), check=768",
         "recombiner": "patch=(16, 16), width=8, depth=2, positions=4, kl_bits=8",
