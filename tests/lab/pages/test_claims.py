@@ -192,8 +192,8 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     # in the table, and paper by paper
     assert board.count(f">{pages.DECLARED}</span>") == 2 * len(papers)
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
-    said = f"\n{pages.DECLARED.capitalize()}: target "
-    assert sum(text.count(said) for text in texts) == len(claims())
+    state = f"\n{pages.DECLARED.capitalize()}: target "
+    assert sum(text.count(state) for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 
