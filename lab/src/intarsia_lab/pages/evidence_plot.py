@@ -3,7 +3,7 @@
 A row is a paper. Its units are its own, so that each row has its own scale, on which the target
 stands at the line in the middle and the side on which the claim holds lies to the right: an
 interval to the right of the line holds, one to the left fails, one that crosses it is not decided.
-An arrow stands where an interval goes on beyond the row's scale.
+An arrow stands where an interval leaves the scale of its row.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _legend() -> list[str]:
         _said(18, y, "the paper's own effect"),
     ]
     lines += [f'<g class="older">{_mark("holds", 140, y)}</g>', _said(148, y, "grey: older code")]
-    lines += [f"<g>{_arrow(246, y, 1)}</g>", _said(252, y, "goes on beyond")]
+    lines += [f"<g>{_arrow(246, y, 1)}</g>", _said(252, y, "beyond the scale")]
     return lines
 
 
