@@ -50,7 +50,7 @@ def both(model: Any, **settings: Any) -> tuple[Any, Any]:
 
 
 @needs
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gpt_oss"])
 def test_greedy_and_sampled_tokens_are_those_of_the_torch_path(kind: str, texts: list[int]) -> None:
     model: Any = with_native_generate(decoder(kind))
     for settings in (

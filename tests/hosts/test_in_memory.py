@@ -48,7 +48,7 @@ def test_weights_that_change_on_the_disk_change_no_answer(
 
 
 def test_what_shares_memory_shares_it_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("intarsia.hosts.in_memory._mapped", lambda: None)  # all are copied
+    monkeypatch.setattr("intarsia.hosts.in_memory.mapped_ranges", lambda: None)  # all are copied
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
     first, second, third = (module for module in model.values())
     assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -282,7 +282,8 @@ def _list_size(data: np.ndarray, first: int, scalar: Any, count: int) -> int:
     """Return the bytes of a list's items, which begin at `first`; scalar: None for texts."""
     if scalar is not None:
         return np.dtype(scalar).itemsize * count
-    raw, place, read = memoryview(data), first, struct.Struct("<Q").unpack_from
+    raw = memoryview(cast(Any, data))
+    place, read = first, struct.Struct("<Q").unpack_from
     for _ in range(count):
         place += 8 + read(raw, place)[0]
     return place - first

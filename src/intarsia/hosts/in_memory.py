@@ -22,12 +22,12 @@ def hold(model: nn.Module, source: str) -> None:
     its parameters and buffers stay the same objects.
     Raises: CheckpointError for a weight with NaN or infinity.
     """
-    ranges = _mapped()
+    ranges = mapped_ranges()
     copies: dict[tuple[object, ...], Tensor] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu" or not tensor.numel():
             continue
-        if ranges is None or _lies_in(tensor.data_ptr(), ranges):
+        if ranges is None or is_mapped(tensor, ranges):
             # several names may stand for one piece of memory
             key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
             tensor.data = copies.setdefault(key, tensor.detach().clone())
@@ -57,7 +57,7 @@ def is_finite(weight: Tensor) -> bool:
     return all(math.isfinite(end) for end in weight.detach().aminmax())
 
 
-def _mapped() -> list[tuple[int, int]] | None:
+def mapped_ranges() -> list[tuple[int, int]] | None:
     """Return the parts of memory that files stand for, in order; None where nobody tells."""
     try:
         rows = [line.split() for line in MAPS.read_text("utf-8", "replace").splitlines()]
@@ -67,6 +67,8 @@ def _mapped() -> list[tuple[int, int]] | None:
     return [(int(first, 16), int(last, 16)) for first, last in ends]
 
 
-def _lies_in(address: int, ranges: list[tuple[int, int]]) -> bool:
+def is_mapped(tensor: Tensor, ranges: list[tuple[int, int]]) -> bool:
+    """Return whether a tensor begins in one of these parts of memory, which are in order."""
+    address = tensor.data_ptr()
     place = bisect.bisect(ranges, (address, math.inf)) - 1
     return place >= 0 and address < ranges[place][1]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..core.errors import TargetError
+from ..hosts.in_memory import is_mapped, mapped_ranges
 from ..kernels.native.pages import advise
 from ..mixtures.packed_experts import Packed, PackedStack, packed_experts
 from ..placement.cache import Cache, Key
@@ -18,7 +18,6 @@ from .slots import Slots
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 # MADV_DONTNEED, MADV_NOHUGEPAGE, and MADV_POPULATE_READ since Linux 5.14
 DROP, SMALL_PAGES, POPULATE = 4, 15, 22
-MAPS = Path("/proc/self/maps")
 
 
 class MappedStore:
@@ -44,7 +43,9 @@ class MappedStore:
         self.bytes = max(sum(size for _, size in runs) for layer in self.layers for runs in layer)
         # addresses are only good while their tensors are there
         self.held = [tensor for some in stacks for stack in some for tensor in stack.buffers()]
-        if not _are_of_files(self.held):
+        # memory of no file would be lost with its pages
+        ranges = mapped_ranges()
+        if ranges is None or not all(is_mapped(tensor, ranges) for tensor in self.held):
             got, want = "packed experts in memory", "experts mapped from a file, on Linux"
             raise TargetError("model to offload", got=got, want=want, fix=fix)
         # a large page would bring an expert's neighbours
@@ -113,7 +114,7 @@ def attach_mapped(store: MappedStore, slots: MappedSlots) -> None:
             fix = "Open the folder again."
             got, want = "experts that are offloaded", "a model as it was opened"
             raise TargetError(f"experts {path}", got=got, want=want, fix=fix)
-        module.__dict__[SLOTS] = slots, layer
+        vars(module)[SLOTS] = slots, layer
         module.turns = InTurn(slots, layer)
 
 
@@ -129,17 +130,3 @@ def _drop(runs: Iterable[tuple[int, int]]) -> None:
         begin, end = -(-first // mmap.PAGESIZE), (first + size) // mmap.PAGESIZE
         if begin < end:
             advise(begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE, DROP)
-
-
-def _are_of_files(tensors: Iterable[Tensor]) -> bool:
-    """Return True if all tensors lie in mapped files, so that pages can be read again."""
-    try:
-        lines = [line.split(maxsplit=5) for line in MAPS.read_text().splitlines()]
-    except OSError:
-        return False
-    # a file has a number; memory that is given back would be lost
-    files = [tuple(int(n, 16) for n in line[0].split("-")) for line in lines if line[4] != "0"]
-    return all(
-        any(first <= t.data_ptr() and t.data_ptr() + t.nbytes <= end for first, end in files)
-        for t in tensors
-    )

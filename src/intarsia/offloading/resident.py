@@ -90,7 +90,7 @@ def offload(
     return model
 
 
-def _with_slots(source: Any, store: Any, cache: Cache) -> tuple[Any, Slots]:
+def _with_slots(source: Any, store: ExpertStore | MappedStore, cache: Cache) -> tuple[Any, Slots]:
     """Return a model with experts in slots, and the slots; source: the model, or a folder."""
     if isinstance(store, MappedStore):
         mapped = MappedSlots(store, cache)

@@ -19,7 +19,7 @@ def test_the_page_has_a_row_for_each_kind_of_the_code() -> None:
     assert text in PAGE.read_text(), "run intarsia_lab.pages.hosts"
     assert all(f"| `{kind}` | native steps" in text for kind in KINDS)
     mixtures = [line for line in text.splitlines() if "of its experts" in line]
-    assert len(mixtures) == 4  # mixtral, qwen2_moe, qwen3_moe, olmoe
+    assert len(mixtures) == 5  # mixtral, qwen2_moe, qwen3_moe, olmoe, gpt_oss
 
 
 @pytest.mark.parametrize("name", TORCH)

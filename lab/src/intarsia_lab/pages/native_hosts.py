@@ -12,7 +12,7 @@ INTRO = """## Which language models run on native steps
 
 `intarsia generate` and `serve` compute a token of these families by one call of native steps,
 whether dense, pruned or packed; `generate` says at its end which code it used. SmolLM2 is a Llama,
-SmolLM3 a family of its own.
+SmolLM3 a family of its own. GPT-OSS has them once `compress` has packed its experts.
 
 | family | model type | |
 |---|---|---|
