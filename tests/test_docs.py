@@ -201,7 +201,7 @@ FIRST = {  # the page that has to come first, and what readers type
     "start/deploy": ("deploy",),
     "start/language": ("language model",),
     "start/texts": ("csv", "classify texts", "text classification"),
-    "start/vision": ("picture", "image", "images", "photo", "image classification", "few-shot"),
+    "start/vision": ("image", "images", "photo", "image classification", "few-shot"),
 }
 GUIDES = sorted(DOCS.glob("how-to/*.md")) + sorted(DOCS.glob("start/*.md"))
 

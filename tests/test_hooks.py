@@ -25,6 +25,7 @@ SRC = Path(__file__).parents[1] / "src" / "intarsia"
 # attributes of other libraries' objects that happen to have the name of a member of ours
 FOREIGN = {
     "__getattr__": "classes, of which torch's modules have one",
+    "alpha": "experts of GPT-OSS",
     "build": "what a wrong call was given, of any type",
     "classes": "torchvision's data sets, and ours",
     "columns": "tables of pandas, and of other libraries",
@@ -39,6 +40,7 @@ FOREIGN = {
     "get_classifier": "models of timm",
     "logits": "outputs of transformers",
     "model_type": "configurations of transformers",
+    "router": "mixtures of GPT-OSS",
     "shape": "arrays of NumPy and of torch",
     "target_module_mapping": "tuners of PEFT, of which not all have it",
 }

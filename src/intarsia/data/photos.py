@@ -83,10 +83,8 @@ def _read_shrunk(file: Path) -> Image.Image:
 def _random_squares(
     photo: Image.Image, *, shrink: int, count: int, seed: tuple[int, ...]
 ) -> Iterator[Image.Image]:
-    """Yield `count` squares of SIDE px from random places of a photograph.
-
-    shrink: a square is cut out with that many times SIDE px, and shrunk to SIDE.
-    """
+    """Yield `count` squares of SIDE px from random places of a photograph."""
+    # a square is cut out with `shrink` times SIDE px, and shrunk to SIDE
     generator, width = np.random.default_rng(seed), SIDE * shrink
     for _ in range(count):
         left_edge, top_edge = (int(generator.integers(0, side - width + 1)) for side in photo.size)

@@ -98,11 +98,8 @@ def _cache_file(name: str, cache: Path) -> Path:
 
 
 def _published_part(full: ImageSet, part: Part, train: int | None) -> ImageSet:
-    """Return the publisher's training or test part of a set.
-
-    part: not "all", which is no part; train: number of samples of the training part, which come
-    first, None = the publisher has no parts.
-    """
+    """Return the publisher's training or test part of a set; "all" is refused, as no part."""
+    # train: number of samples of the training part, which come first, None = there are no parts
     if train is None or part not in ("train", "test"):
         want, fix = "'all', 'train' or 'test'", "Choose one of them."
         if train is None:

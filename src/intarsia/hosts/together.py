@@ -49,11 +49,8 @@ class OnOneTrunk:
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward.
-
-        rows: the input of each model; alone: number of a model -> context manager in which its
-        random draws are made.
-        """
+        """Compute each model's logits in one forward.  rows: the input of each model."""
+        # alone: number of a model -> context manager in which its random draws are made
         # cells read the context that the pre-hooks of their own model set for its batch
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)

@@ -38,10 +38,8 @@ class Slots:
     """
 
     def __init__(self, store: ExpertStore, cache: Cache, places: list[Any] | None = None) -> None:
-        """Allocate memory for `cache.slots` experts, and start the thread that reads.
-
-        places: what the store reads into, for each slot; None = memory of an expert's size.
-        """
+        """Allocate memory for `cache.slots` experts, and start the thread that reads."""
+        # places: what the store reads into, for each slot; None = memory of an expert's size
         self.store, self.cache = store, cache
         self.places = self._allocate() if places is None else places
         self.seconds, self.bytes, self.layer = 0.0, 0, 0

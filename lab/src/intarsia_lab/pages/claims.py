@@ -6,7 +6,6 @@ python -m intarsia_lab.pages.claims    # docs/claims.md and docs/claims/*.md, fr
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +19,12 @@ from ..claims import ledger
 from ..claims.bars import Line, of_claim, read_bars
 from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
 from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
-from ..claims.verdicts import NOT_REPRODUCED, briefly, interval_of
+from ..claims.verdicts import NOT_REPRODUCED, briefly
 from ..kit import Effect, FixedRate, NoControl, Study
 from .by_paper import entry, facts, lacks, many, own, so_far
 from .confirmed import confirmed
 from .evidence_plot import EvidenceRow, evidence_plot
-from .history import minutes_of, rows_of, target_of
+from .history import cost_of, judged_by, minutes_of, rows_of, target_of
 
 OF_NO_PAPER = "Next to the papers"  # claims of the library that are no paper's
 # a bracket of a sentence with the paper's number, and the number in it
@@ -210,7 +209,7 @@ def _board_row(study: Study, record: Record | None, bars: Sequence[Line]) -> dic
     """Return a headline's columns of the scoreboard: claim, verdict, both figures and the date."""
     sentence = NUMBERED.sub(_without_number, study.sentence)
     measured = DECLARED if record is None else f"{_interval(record)} {study.unit}"
-    measured += f"; target {target_of(study, bars)}{_judged_by(study, record, bars)}"
+    measured += f"; target {target_of(study, bars)}{judged_by(study, record, bars)}"
     return {
         "claim": f"{sentence} *{class_of(study.key).capitalize()}.*",
         "verdict": _badge(record) + _because(record),
@@ -340,9 +339,9 @@ def _section(
         state = f"{DECLARED.capitalize()}{of_another}: target {target_of(study, bars)}."
         return [*lines, state, "", *facts(study, record), "", *_design(study, record)]
     figure = " ".join(filter(None, (_interval(record), study.unit)))
-    judged_by = _judged_by(study, record, bars)
+    ends = judged_by(study, record, bars)
     lines += [
-        f"{_badge(record)}{_because(record)} {figure}, target {target_of(study, bars)}{judged_by}.",
+        f"{_badge(record)}{_because(record)} {figure}, target {target_of(study, bars)}{ends}.",
         "",
         *facts(study, record),
         "",
@@ -350,7 +349,7 @@ def _section(
     lines += [f"{record.reason}", ""] if record.reason else []
     place = f" at commit `{record.commit}`" if record.commit else ""
     place += UNCOMMITTED if record.commit.endswith("+") else ""
-    date = f"on {record.date}{place}, {_cost(study, record)}"
+    date = f"on {record.date}{place}, {cost_of(study, record)}"
     run = f"Measured by `{record.command}` {date}; {record.machine}{OLDER * record.older}."
     lines += [*_design(study, record), run, "", *confirmed(record, bars)]
     lines += [*record.note.splitlines(), ""] if record.note else []
@@ -471,27 +470,6 @@ def _because(record: Record | None) -> str:
     # all reasons stand on the paper's page; here the first one is enough
     words = briefly(record.reason)
     return f" ({words})" if words else ""
-
-
-def _judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str:
-    """Return the interval that decided, where it is another one than is printed."""
-    if record is None or record.interval is None or record.verdict in ("withdrawn", "void"):
-        return ""
-    # fresh seeds and later looks judge by another interval than all values have
-    ends = interval_of(study, record.result, record.seeds, bars)
-    if all(map(math.isclose, ends, record.interval)):
-        return ""
-    return f"; judged by [{ends[0]:.3f}, {ends[1]:.3f}]".replace("inf", "∞")
-
-
-def _cost(study: Study, record: Record) -> str:
-    """Return how long a run took, in words."""
-    # minutes tell enough, and seconds would differ with each run
-    if ledger.read_stored(study, record):
-        return "from stored results"
-    if record.seconds >= 30:
-        return plural(minutes_of(study, record), "minute")
-    return plural(math.ceil(record.seconds), "second")
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from intarsia.reports.numbers import plural
+
 from ..claims.bars import Line, of_claim
 from ..claims.ledger import Record, read_stored
+from ..claims.verdicts import interval_of
 from ..kit import Study
 
 
@@ -19,6 +22,27 @@ def minutes_of(study: Study, record: Record | None) -> int:
     if record is None or read_stored(study, record):
         return math.ceil(study.minutes)
     return max(1, round(record.seconds / 60))
+
+
+def judged_by(study: Study, record: Record | None, bars: Sequence[Line]) -> str:
+    """Return the interval that decided, where it is another one than is printed."""
+    if record is None or record.interval is None or record.verdict in ("withdrawn", "void"):
+        return ""
+    # fresh seeds and later looks judge by another interval than all values have
+    ends = interval_of(study, record.result, record.seeds, bars)
+    if all(map(math.isclose, ends, record.interval)):
+        return ""
+    return f"; judged by [{ends[0]:.3f}, {ends[1]:.3f}]".replace("inf", "∞")
+
+
+def cost_of(study: Study, record: Record) -> str:
+    """Return how long a run took, in words."""
+    # minutes tell enough, and seconds would differ with each run
+    if read_stored(study, record):
+        return "from stored results"
+    if record.seconds >= 30:
+        return plural(minutes_of(study, record), "minute")
+    return plural(math.ceil(record.seconds), "second")
 
 
 def rows_of(lines: Sequence[Line], key: str) -> list[Mapping[str, str]]:

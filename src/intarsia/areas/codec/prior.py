@@ -203,10 +203,8 @@ class Prior:
 def _check_shapes(
     settings: RecombinerSettings, tensors: Mapping[str, Tensor], of_decoder: Mapping[str, Tensor]
 ) -> None:
-    """Raise ValueError where tensors do not fit the settings, before any of that size is built.
-
-    tensors: all of the file; of_decoder: the decoder's among them, by their names in it.
-    """
+    """Raise ValueError where tensors do not fit the settings, before any of that size is built."""
+    # tensors: all of the file; of_decoder: the decoder's among them, by their names in it
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
     # the meta device gives shapes without memory

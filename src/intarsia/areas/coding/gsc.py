@@ -235,10 +235,8 @@ class GSC(Truncated):
         states: States,
         temperature: float,
     ) -> Params:
-        """Sum over a block's samples what the M-step needs.
-
-        q: (n, 1 + H + K), posterior of no component, of each alone, and of K sets of candidates.
-        """
+        """Sum over a block's samples what the M-step needs."""
+        # q: (n, 1 + H + K), posterior of no component, of each alone, of K sets of candidates
         # lone: (n, H), <b z^2> from each component alone; on: (n, H'), how often sets hold each
         # candidate; squares: (n, H'), <b z^2> from the sets
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates

@@ -69,10 +69,8 @@ def coded_values(cluster: Cluster) -> set[int]:
 
 
 def _values_kept_as_codes(cluster: Cluster) -> set[int]:
-    """Return the values, by their numbers, that are stored as codes alone: no layer reads floats.
-
-    A maximum has its input's form, so that values drop out until no more do.
-    """
+    """Return the values, by their numbers, that are stored as codes alone: no layer reads floats."""
+    # a maximum has its input's form, so that values drop out until no more do
     outputs = {*cluster.outputs().values()}
     staying = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
     maxima = {layer.dst: layer.src for layer in cluster.layers if layer.kind == "max"}
