@@ -69,7 +69,7 @@ def coded_values(cluster: Cluster) -> set[int]:
 
 
 def _values_kept_as_codes(cluster: Cluster) -> set[int]:
-    """Return the values, by their numbers, that are stored as codes alone: no layer reads floats."""
+    """Return the numbers of the values that are stored as codes alone: no layer reads floats."""
     # a maximum has its input's form, so that values drop out until no more do
     outputs = {*cluster.outputs().values()}
     staying = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
