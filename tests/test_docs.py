@@ -296,29 +296,6 @@ def test_the_first_picture_s_times_are_of_one_state_of_the_machine() -> None:
     assert max(alike) < 1.1 * min(alike)
 
 
-MOSA = (DOCS / "methods" / "mosa.md").read_text()
-
-
-def test_every_figure_of_mosa_s_pairs_has_a_file_of_raw_results() -> None:
-    counts = re.findall(r"(\d+)\s+pairs[;)]", MOSA)
-    sources = {"15": "docs/results/mosa-long.json", "72": "benchmarks/mosa_pairs.jsonl"}
-    sources |= {"18": "benchmarks/even-fresh.jsonl"}
-    assert set(counts) == sources.keys()
-    assert all((ROOT / path).is_file() for path in sources.values())
-
-
-def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
-    page = (DOCS / "benchmarks" / "even.md").read_text()
-    places: list[int] = []
-    for table in re.findall(r"## Differences: .*?\n\n(.*?)\n\n", page, re.S):
-        cells = [row.split("|") for row in table.splitlines()[2:]]
-        means = {c[1].strip(): float(c[2].strip().replace("−", "-")) for c in cells}
-        assert "adaptformer" not in means  # the baseline, 0 points off itself
-        gains = [0.0, *means.values()]
-        places.append(1 + sum(mean > means["mosa"] for mean in gains))
-    assert [int(n) for n in re.findall(r"(\d+)th by", MOSA)] == places[::-1]
-
-
 def test_the_glossary_says_what_each_pretrained_model_is() -> None:
     rows = (DOCS / "glossary.md").read_text().splitlines()
     for name, model in PACKAGED.items():

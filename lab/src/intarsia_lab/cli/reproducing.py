@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intarsia.cli.completing import among
+from intarsia.cli.declared import with_options
 from intarsia.cli.early import numbers
 from intarsia.cli.options import Json, Threads, use_threads, writes
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.errors import ConfigError
+from intarsia.core.schema import setting
 
 from .words import EXPERIMENTS, check_experiment
 
@@ -26,9 +29,6 @@ Name = Annotated[
         help="Name of the experiment; without one, a list.", autocompletion=among(EXPERIMENTS)
     ),
 ]
-Seeds = Annotated[
-    str | None, typer.Option(help="Seeds of the run, with commas; its own if not given.")
-]
 Out = Annotated[
     Path,
     writes(
@@ -38,9 +38,17 @@ Out = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Repeating:
+    """How an experiment is run again."""
+
+    seeds: str | None = setting(None, "Seeds of the run, with commas; its own if not given.")
+
+
+@with_options()
 def reproduce(
+    repeating: Repeating,
     name: Name = None,
-    seeds: Seeds = None,
     out: Out = Path("docs/results.md"),
     threads: Threads = None,
     as_json: Json = False,
@@ -53,7 +61,7 @@ def reproduce(
     if not out.suffix:
         want = "a file, beside which the records lie"
         raise ConfigError("--out", got=out, want=want, fix=f"For example: {out}.md")
-    chosen_seeds = None if seeds is None else numbers("--seeds", seeds)
+    seeds = None if repeating.seeds is None else numbers("--seeds", repeating.seeds)
     if name is None:
         _show_list(out.with_suffix(""), as_json)
         return
@@ -65,7 +73,7 @@ def reproduce(
     study = records.study(name)
     note(f"{study.question} About {study.minutes} minutes on two cores.")
     stored = records.read_all(out.with_suffix(""))[0].get(name)
-    record = records.run(study, seeds=chosen_seeds, report=note)
+    record = records.run(study, seeds=seeds, report=note)
     # saved first: a page that cannot be written loses no run
     records.save(record, out.with_suffix(""))
     write_all(out)

@@ -155,10 +155,7 @@ def against_hand(seeds: tuple[int, ...], report: Report) -> Result:
     sheet = each(arms, seeds, cell, report, tasks=[0], describe=_said)
     ours, hand = (sheet.by_seed(name, 0) for name in (OURS, HAND))
     gains = [a.accuracy - b.accuracy for a, b in zip(ours, hand, strict=True)]
-    note = (
-        f"{BUDGET} weights in each net, of about five times as many; chosen cells: "
-        f"{'; '.join(net.cells for net in ours)}."
-    )
+    note = f"{BUDGET} weights in each net, of about five times as many."
     return result_of(gains, [row(OURS, ours), row(HAND, hand)], note)
 
 
@@ -183,7 +180,7 @@ STUDIES = (
         baseline="a small MobileNet-v2 of as many weights, pruned and trained alike",
         unit="points of accuracy",
         differs="Two epochs of a search choose little, and cells drawn at random were not run: "
-        "the gain may be the space's and not the search's.",
+        "a gain may be the space's and not the search's.",
         measure=against_hand,
         seeds=tuple(range(8)),
         minutes=27,
