@@ -57,12 +57,11 @@ machines: setup  ## those tests with one thread, and as a processor with AVX2, w
 	OMP_NUM_THREADS=1 INTARSIA_TEST_SEED=1 $(BIN)/python -m pytest -n $(JOBS) $(TURNED)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 INTARSIA_TEST_SEED=2 $(BIN)/python -m pytest -n $(JOBS) $(TURNED)
 
-lint: setup  ## ruff, pyright, import-linter, and the words
+lint: setup  ## ruff, pyright, import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python scripts/words.py
 
 format: setup  ## fix and format with ruff
 	$(BIN)/ruff check --fix
@@ -71,7 +70,7 @@ format: setup  ## fix and format with ruff
 new: setup  ## begin a method of any kind: make new KIND=router NAME=relu PAPER=2412.14711; without KIND it lists them
 	@$(BIN)/python scripts/new_method.py "$(KIND)" "$(NAME)" "$(PAPER)" --title "$(TITLE)"
 
-generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
+generate: setup  ## write the files that are generated from the methods' cards, and the pages of results
 	$(BIN)/python -m intarsia_lab.cli.generating
 	$(BIN)/python scripts/front_pages.py
 
@@ -80,6 +79,7 @@ constraints: setup  ## write constraints.txt: the versions in .venv, once the su
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict
+	@echo '<meta http-equiv="refresh" content="0; url=results.html">' > site/claims.html    # the old address
 
 dist: setup  ## a wheel and a source archive in dist/, checked
 	rm -rf dist

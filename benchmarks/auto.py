@@ -39,7 +39,6 @@ from intarsia.runs.choosing.search import best_probe
 from intarsia.runs.choosing.views import PROBE
 from intarsia.runs.experiment import Experiment
 from intarsia.train.folder import RUN
-from intarsia_lab.kit.source import computing
 from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]
@@ -132,12 +131,12 @@ def soon(found: Any) -> tuple[float, float]:
 
 
 def search_source() -> str:
-    """Return a digest of what the search's own source computes: all rows on the page have one."""
+    """Return a digest of the search's own source: all rows on the page have one."""
     choosing = Path(autos.__file__).parent
     # the search for texts is another one
     files = [path for path in choosing.glob("*.py") if "texts" not in path.stem]
     files += [choosing.parent / "own_rates.py", choosing.parents[1] / "train" / "probe.py"]
-    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in files})
+    return key_of({path.name: path.read_text() for path in files})
 
 
 def probe_run(experiment: Experiment, out: Path) -> Path:

@@ -48,7 +48,6 @@ from intarsia.runs.choosing.blending import chosen
 from intarsia.runs.choosing.judging import HeldOutAnswers
 from intarsia.train.folds import deal
 from intarsia.train.probe import FOLDS, converged_probe
-from intarsia_lab.kit.source import computing
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "auto_texts.jsonl"
@@ -133,13 +132,13 @@ def store(file: Path, row: Row) -> None:
 
 
 def search_source() -> str:
-    """Return a digest of what the search's own source computes: all rows on the page have one."""
+    """Return a digest of the search's own source: all rows on the page have one."""
     choosing = Path(searching.__file__).parent
     top = choosing.parents[1]
     files = [*(top / "models" / "classify").glob("*.py"), top / "train" / "probe.py"]
     files += [choosing / name for name in ("texts.py", "blending.py", "judging.py")]
     files += [choosing.parent / "labelled_adapting.py"]
-    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in files})
+    return key_of({path.name: path.read_text() for path in files})
 
 
 def written(name: str, folder: Path) -> Path:

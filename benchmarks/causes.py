@@ -3,7 +3,7 @@
     python benchmarks/causes.py --write           # docs/benchmarks/causes.md, a minute
     python benchmarks/causes.py --seeds 1 --patches 200      # a smoke test
 
-Bars come from the claim `prosper-bars`, and its record has what our models find: drawn by each
+Bars come from the experiment `prosper-bars`, and its record has what our models find: drawn by each
 model's own rule, so that the model is the right one for its data. NMF gets the same pictures.
 Holes are every third pixel of patches that nothing was fitted on.
 """
@@ -20,10 +20,10 @@ from frame import PAGES, markdown, parser, publish, read
 
 import intarsia
 from intarsia.data.photographs import grey, patches, photographs
-from intarsia_lab.claims.prosper import KINDS, learned
+from intarsia_lab.experiments.prosper import KINDS, learned
 
 Array = np.ndarray
-CLAIMS = PAGES.parent / "claims"
+RESULTS = PAGES.parent / "results"
 SIDE, UNSEEN = 8, 1000  # of a patch; patches that are filled
 MODELS = {  # components, passes
     "GSC": lambda: intarsia.coding.GSC(64, n_iter=60, data_cut=False, random_state=0),
@@ -65,7 +65,7 @@ def holes_filled(count: int) -> list[list[str]]:
 
 def bars_found(seeds: Sequence[int]) -> list[list[str]]:
     """The rows of each kind of bars: seeds in which nine or ten are found, and CPU seconds."""
-    record = json.loads((CLAIMS / "prosper-bars.json").read_text())
+    record = json.loads((RESULTS / "prosper-bars.json").read_text())
     rows: list[list[str]] = []
     for kind in KINDS:
         (ours,) = (row for row in record["table"] if row["bars of"] == row["model"] == kind)
@@ -84,7 +84,7 @@ def main() -> None:
     rows = bars_found(range(args.seeds))
     about = (
         "Seeds in which at least nine of ten bars in 1,000 pictures are found: each model on data "
-        "of its own kind, by [its claim](../claims/prosper.md#prosper-bars), and scikit-learn's "
+        "of its own kind, by [its experiment](../results/prosper.md), and scikit-learn's "
         "NMF on the same pictures (of MMCA's signed bars on both signs side by side). Of "
         f"{args.patches:,} patches of {SIDE} x {SIDE} grey pixels, "
         f"less their means, a way to fill every third pixel of {UNSEEN:,} others; errors are means "

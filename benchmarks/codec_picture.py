@@ -1,6 +1,6 @@
 """docs/pictures/recombiner.svg out of the claim's record, and photographs that were decoded.
 
-python benchmarks/codec_picture.py curves     # of docs/claims/recombiner.json
+python benchmarks/codec_picture.py curves     # of docs/results/recombiner.json
 python benchmarks/codec_picture.py decoded    # minutes: a held-out photograph, built-in prior
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from intarsia.areas.codec.codec import Recombiner
 from intarsia.data.photographs import photographs
-from intarsia_lab.claims.recombiner import file, psnr
+from intarsia_lab.experiments.recombiner import file, psnr
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH, HEIGHT = 640, 400
@@ -103,7 +103,7 @@ def decoded() -> Image.Image:
 
 if __name__ == "__main__":
     if sys.argv[1] == "curves":
-        record = json.loads((DOCS / "claims" / "recombiner.json").read_text())
+        record = json.loads((DOCS / "results" / "recombiner.json").read_text())
         (DOCS / "pictures" / "recombiner.svg").write_text(curves(record["table"]))
     else:
         decoded().save(DOCS / "pictures" / "recombiner.png", optimize=True)

@@ -28,7 +28,7 @@ from intarsia.kernels.experts import Slices, add_mix
 from intarsia.methods import MixLora
 from intarsia.mixtures.lora_experts import grouped_pairs
 from intarsia.senses import LlavaMole
-from intarsia_lab.claims.mixtures import naive, shared_mlp
+from intarsia_lab.experiments.mixtures import naive, shared_mlp
 
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
 ATTENTION = Lora(RANK, roles=("qkv", "projection"))

@@ -22,7 +22,7 @@ from intarsia.areas.codec.codec import Recombiner
 from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia.core.files import write_json
 from intarsia.reports.statistics import paired_interval
-from intarsia_lab.claims.recombiner import ARMS, RATES, SIDE, pictures, psnr
+from intarsia_lab.experiments.recombiner import ARMS, RATES, SIDE, pictures, psnr
 
 METHODS = {"maps": "RECOMBINER", "no maps": "no maps", "COMBINER": "COMBINER"}
 CROPS = 10

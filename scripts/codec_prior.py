@@ -10,7 +10,7 @@ import sys
 
 from intarsia.areas.codec.codec import Recombiner
 from intarsia.areas.codec.recombiner import RecombinerSettings
-from intarsia_lab.claims.recombiner import pictures
+from intarsia_lab.experiments.recombiner import pictures
 
 # maps at the released rate are level (32.00 dB on twelve fresh crops) and would be 1.2 MB more
 SETTINGS = RecombinerSettings(reparametrise=False, kl_bits=10)

@@ -25,9 +25,9 @@ ELSEWHERE = {
     "examples/README.md": "start/first-hour.md",
     "CONTRIBUTING.md": "how-to/add-a-method.md",
 }
-# README's sentence on the headlines, which is that of the page of claims
-COUNTED = re.compile(r"^Headlines: (.*\.)$", re.M)
-VERDICTS = re.compile(r"(?<=headline has an experiment here: ).*?(?= \[See every one)", re.S)
+# README's sentence on the headlines, which is that of the page of results
+COUNTED = re.compile(r"^The \d+ papers: (.*)\.$", re.M)
+COUNTS = re.compile(r"(?<=headlines has an experiment here: ).*?(?= \(\[all of them\])", re.S)
 INSIDE = re.compile(r"(## What is inside\n\n)((?:\|.*\n)+)")  # cards on a telephone, see site.css
 # an entry of docs/benchmarks.md, which its page begins with; these four are begun by their scripts
 ANSWER = re.compile(r"^- \[[^\]]*\]\(benchmarks/(\w+)\.md\): (.+\n(?:  .+\n)*)", re.M)
@@ -41,10 +41,10 @@ PICTURE = re.compile(
 )
 
 
-def counted(readme: str, claims: str) -> str:
-    """Return README's text with the counts of verdicts that the page of claims has."""
-    sentence = COUNTED.findall(claims)[0]
-    return VERDICTS.sub(lambda _: sentence, readme)
+def counted(readme: str, results: str) -> str:
+    """Return README's text with the counts that the page of results has."""
+    sentence = COUNTED.findall(results)[0]
+    return COUNTS.sub(lambda _: sentence, readme)
 
 
 def home(readme: str) -> str:
@@ -144,8 +144,8 @@ def answered(page: str, answer: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the text of README and of all other pages by their file."""
-    claims = (ROOT / "docs" / "claims.md").read_text()
-    readme = counted((ROOT / "README.md").read_text(), claims)
+    results = (ROOT / "docs" / "results.md").read_text()
+    readme = counted((ROOT / "README.md").read_text(), results)
     folder = ROOT / "docs" / "benchmarks"
     of_benchmarks = {
         folder / f"{name}.md": answered((folder / f"{name}.md").read_text(), answer)

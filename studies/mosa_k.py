@@ -26,12 +26,12 @@ from intarsia.adapters import Bottleneck
 from intarsia.methods import Mosa
 from intarsia.reports.sheet import Differences
 from intarsia.schedules import active_at, set_active
-from intarsia_lab.claims.ledger import machine
-from intarsia_lab.claims.mosa import ADAPTER, BASE, SETS, arm, plain
+from intarsia_lab.experiments.mosa import ADAPTER, BASE, SETS, arm, plain
+from intarsia_lab.experiments.records import machine
 from intarsia_lab.kit.arms import threads
 from intarsia_lab.materials import structured
 from intarsia_lab.materials.picture_cells import Budget, PictureCells, StudyScore
-from intarsia_lab.pages.claims import markdown
+from intarsia_lab.pages.results import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
 FEW = Budget("few steps", images=1000, epochs=5)

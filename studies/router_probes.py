@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from intarsia.routers import EvoMoe, Recurrent
-from intarsia_lab.claims.ledger import machine
+from intarsia_lab.experiments.records import machine
 from intarsia_lab.kit.arms import threads
-from intarsia_lab.pages.claims import markdown
+from intarsia_lab.pages.results import markdown
 from intarsia_lab.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 from intarsia_lab.routing.contenders import CORPUS, Cell, information
 

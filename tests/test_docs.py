@@ -150,10 +150,10 @@ def test_every_page_can_be_reached() -> None:
     listed = set(nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     pages = {p.relative_to(DOCS).as_posix() for p in PAGES}
     assert listed <= pages, "in the navigation, but no such page"
-    # pages of methods and of claims are generated, so their tables link them
-    index, claims = DOCS / "methods" / "index.md", DOCS / "claims.md"
+    # pages of methods and of papers are generated, so their tables link them
+    index, results = DOCS / "methods" / "index.md", DOCS / "results.md"
     linked = {f"methods/{page}" for page in re.findall(r"\]\(([\w.-]+\.md)", index.read_text())}
-    linked |= set(re.findall(r"\]\((claims/[\w.-]+\.md)", claims.read_text()))
+    linked |= set(re.findall(r"\]\((results/[\w.-]+\.md)", results.read_text()))
     assert pages <= listed | linked, "no way leads to this page"
 
 
@@ -161,14 +161,13 @@ def test_the_search_leaves_out_what_is_for_maintainers() -> None:
     sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     (project,) = [section["Project"] for section in sections if "Project" in section]
     maintained = set(nav([entry for entry in project if "For maintainers" in entry]))
-    logs = {p.relative_to(DOCS).as_posix() for p in (DOCS / "log").glob("*.md")}
-    assert maintained == {"why.md", *logs}
+    assert maintained == {"why.md"}
     for page in PAGES:
         _, opening, _ = f"{page.read_text()}---\n---\n".split("---\n", 2)
         excluded = page.read_text().startswith("---\n") and "search" in yaml.safe_load(opening)
         path = page.relative_to(DOCS)
-        # a paper's runs are found by its row of claims.md, and by its methods
-        aside = path.as_posix() in maintained or path.parts[0] == "claims"
+        # a paper's runs are found by its row of results.md, and by its methods
+        aside = path.as_posix() in maintained or path.parts[0] == "results"
         assert excluded == aside, page
 
 
@@ -295,29 +294,6 @@ def test_the_first_picture_s_times_are_of_one_state_of_the_machine() -> None:
     # adapters of one size at the same places, with MoSA and without
     alike = [seconds[name] for name in ("adaptformer", "pfeiffer", "adapter+", "mosa")]
     assert max(alike) < 1.1 * min(alike)
-
-
-MOSA = (DOCS / "methods" / "mosa.md").read_text()
-
-
-def test_every_figure_of_mosa_s_pairs_has_a_file_of_raw_results() -> None:
-    counts = re.findall(r"(\d+)\s+pairs[;)]", MOSA)
-    sources = {"15": "docs/claims/mosa-long.json", "72": "benchmarks/mosa_pairs.jsonl"}
-    sources |= {"18": "benchmarks/even-fresh.jsonl"}
-    assert set(counts) == sources.keys()
-    assert all((ROOT / path).is_file() for path in sources.values())
-
-
-def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
-    page = (DOCS / "benchmarks" / "even.md").read_text()
-    places: list[int] = []
-    for table in re.findall(r"## Differences: .*?\n\n(.*?)\n\n", page, re.S):
-        cells = [row.split("|") for row in table.splitlines()[2:]]
-        means = {c[1].strip(): float(c[2].strip().replace("−", "-")) for c in cells}
-        assert "adaptformer" not in means  # the baseline, 0 points off itself
-        gains = [0.0, *means.values()]
-        places.append(1 + sum(mean > means["mosa"] for mean in gains))
-    assert [int(n) for n in re.findall(r"(\d+)th by", MOSA)] == places[::-1]
 
 
 def test_the_glossary_says_what_each_pretrained_model_is() -> None:

@@ -95,7 +95,7 @@ PLANTED: dict[str, tuple[dict[str, str], str]] = {
         "imports go down",
     ),
     "unplaced": ({"surprise/x.py": ""}, "imports go down"),
-    "laboratory": ({"core/x.py": "import intarsia_lab.claims"}, "nothing of its laboratory"),
+    "laboratory": ({"core/x.py": "import intarsia_lab.experiments"}, "nothing of its laboratory"),
     "routers": (
         {"routers/topk.py": "from .topp import z", "routers/topp.py": "z = 1"},
         "a router knows",

@@ -25,7 +25,7 @@ EXCEPTIONS: dict[str, str] = {
     "lab/bench/report/records.py::Done": "what a run leaves behind, not a setting anyone passes on",
     "lab/kit/study.py::Study": "a record of one experiment, not a setting anyone passes on",
     "lab/cli/benching.py::bench": "a signature: one line for each option, three lines of body",
-    "lab/claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
+    "lab/experiments/records.py::Record": "what a run leaves behind, no setting anyone passes on",
     "kernels/chw/steps.py::ProgramStep": "a row of the kernels' table, no setting anyone passes on",
     "kernels/decoder/steps.py::AttendStep": "a row of the kernels' table, as ProgramStep is",
     "reports/charts.py::Series": "a drawing as data, not a setting anyone passes on",

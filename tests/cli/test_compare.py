@@ -1,4 +1,4 @@
-"""compare, report, demo and claim: many runs, kept and gone on with, one table, one page."""
+"""compare, report, demo and reproduce: many runs, kept and gone on with, one table, one page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from intarsia.runs.experiment import Adapted, Experiment, Pictures
 from intarsia.runs.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
 from intarsia.runs.settings import method
 from intarsia.train import Training
-from intarsia_lab.claims import ledger
 from intarsia_lab.cli import words as lab_words
-from intarsia_lab.kit import NoControl, Result, Study
+from intarsia_lab.experiments import records
+from intarsia_lab.kit import Effect, Result, Study
 
 from ..refusals import refused
 from .conftest import QUICK, TINY, Intarsia, photos
@@ -397,55 +397,61 @@ def test_assets_are_obtained_in_another_process() -> None:
     assert demo_steps.faster_precision(torch.device("cpu")) in ("fp32", "bf16")
 
 
-def fake_claims(needs: str = "cpu") -> tuple[Study, ...]:
-    def measure(seeds: tuple[int, ...], report: Any) -> Result:
-        report("measuring")
-        return Result(0.5, 0.1, tuple(0.5 for _ in seeds), ({"method": "ours", "score": 0.5},))
-
-    return tuple(
-        Study(
-            key, "It is small.", "nothing", target, "<=", measure, NoControl("A toy."), needs=needs
-        )
-        for key, target in (("small", 1.0), ("tiny", 0.1))
+def measure(seeds: tuple[int, ...], report: Any) -> Result:
+    report("measuring")
+    return Result(
+        0.5, tuple(0.5 + seed / 10 for seed in seeds), ({"method": "ours", "score": 0.5},)
     )
 
 
-def test_claims_are_run_kept_and_published(
-    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger, "claims", fake_claims)
-    monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
-    monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
-    page = tmp_path / "claims.md"
-    result = intarsia("reproduce", "small", "--out", page, "--seeds", "4,5")
+def toy(key: str, effect: Effect | None) -> Study:
+    words = {
+        "question": "Is it?",
+        "work": "a toy",
+        "baseline": "nothing",
+        "differs": "It is small.",
+    }
+    return Study(key, "Toys", "2312.02923", effect=effect, unit="points", measure=measure, **words)
+
+
+@pytest.fixture
+def toys_of_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Effect("twice", "a model", "table 1", 1, (2.0,))
+    monkeypatch.setattr(records, "studies", lambda: (toy("small", found), toy("tiny", None)))
+    monkeypatch.setattr(lab_words, "EXPERIMENTS", ("small", "tiny"))
+
+
+@pytest.mark.usefixtures("toys_of_papers")
+def test_experiments_are_run_kept_and_published(intarsia: Intarsia, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    result = intarsia("reproduce", "small", "--out", page)
     assert result.code == 0, result.err
-    assert "holds" in result.out and "target <= 1" in result.out and "ours" in result.out
-    result = intarsia("reproduce", "--all", "--out", page, "--json")
-    verdicts = [record["verdict"] for record in result.json]
-    assert verdicts == ["holds", "not reproduced at this scale"]
-    assert result.json[0]["seeds"] == [0, 1, 2]
-    text = next((tmp_path / "claims").glob("*.md")).read_text()
-    # the code of these claims has no digest, so that their verdicts are of older code
-    assert ">held, of older code<" in text
-    assert ">was not reproduced at this scale, of older code<" in text
-    assert "0 of 2 hold" not in page.read_text()
-    assert {p.name for p in (tmp_path / "claims").glob("*.json")} == {"small.json", "tiny.json"}
-    assert ": not reproduced" in intarsia("reproduce", "tiny", "--out", page).out
-    assert [c["name"] for c in intarsia("reproduce", "--json").json] == ["small", "tiny"]
-    assert "It is small." in intarsia("reproduce").out
+    assert "The paper: twice; a model (table 1)" in result.out and "same sign" in result.out
+    assert "ours" in result.out and "No stored result to compare with." in result.out
+    text = (tmp_path / "results" / "toys.md").read_text()
+    assert text.index("The paper says") < text.index("Here:") < text.index("Run it")
+    assert "1 with the paper's sign" in page.read_text()
+    # the second run says how it lies to the first
+    again = intarsia("reproduce", "small", "--out", page, "--seeds", "1,2")
+    assert "lies inside the interval of the stored value" in again.out
+    assert intarsia("reproduce", "tiny", "--out", page, "--json").json["value"] == 0.5
+    assert {p.name for p in (tmp_path / "results").glob("*.json")} == {"small.json", "tiny.json"}
+    listed = intarsia("reproduce", "--out", page, "--json").json
+    assert [row["name"] for row in listed] == ["small", "tiny"]
+    assert "Is it?" in intarsia("reproduce", "--out", page).out
 
 
-def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
-    monkeypatch.setattr("intarsia_lab.claims.claims", lambda: fake_claims("long"))
-    monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
-    page = tmp_path / "claims.md"
+@pytest.mark.usefixtures("toys_of_papers")
+def test_wrong_experiments(intarsia: Intarsia, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
     assert "Did you mean small" in intarsia("reproduce", "smal", "--out", page).words
-    assert "one of them" in intarsia("reproduce", "small", "--all", "--out", page).words
     assert "several with commas" in intarsia("reproduce", "small", "--seeds", "x").words
-    result = intarsia("reproduce", "--all", "--out", page, "--json")
-    assert result.json == [] and "small is left out" in result.words and not page.exists()
-    assert len(intarsia("reproduce", "--all", "--long", "--out", page, "--json").json) == 2
+    assert "a file, beside which" in intarsia("reproduce", "--out", tmp_path / "x").words
+    # a damaged record is left out of the page, which names it
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "tiny.json").write_text("{}")
+    assert intarsia("reproduce", "small", "--out", page).code == 0
+    assert "record tiny.json" in page.read_text() and "Run it again" in page.read_text()
 
 
 def test_auto_chooses_and_says_what_else(

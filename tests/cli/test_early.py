@@ -32,7 +32,7 @@ def test_the_names_are_those_of_the_library() -> None:
 
 
 def test_every_list_has_its_names() -> None:
-    assert {"mosa", "stack-bytes"} <= set(words.CLAIMS) and "mosa houlsby" in early.ARMS
+    assert {"mosa", "stack-pairs"} <= set(words.EXPERIMENTS) and "mosa houlsby" in early.ARMS
     assert early.RECOMMENDERS["sessions"][0] == "m2trec" and len(early.RECOMMENDERS) == 2
     lists = (early.SETS, early.CORPORA, early.BACKBONES, early.FORMATS, early.QUANTS)
     ours = (words.ROUTERS, words.SUITES, words.PROFILES, words.PROTOCOLS)

@@ -39,7 +39,7 @@ WITHOUT: Mapping[str, Mapping[str, str]] = {
         "index": "its encoder runs on the CPU, as sentence-transformers is told",
         "search": "no model runs",
         "recommend": "its tables are pages of a file",
-        "reproduce": "a claim names the device that it is about",
+        "reproduce": "an experiment names the device that it is about",
         "compare-routers": "its small models are compared on one CPU thread each",
     },
 }

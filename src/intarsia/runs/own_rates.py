@@ -23,7 +23,7 @@ OWN = {
     "peft-ia3": (5e-3, 2e-2),
     "peft-loha": (1e-3, 5e-3),
 }
-"""The best of docs/benchmarks/even.md, and of validation pictures of an EfficientNet (docs/log)."""
+"""The best of docs/benchmarks/even.md, and of validation pictures of an EfficientNet."""
 
 
 def has_batch_norms(model: nn.Module) -> bool:

@@ -31,7 +31,7 @@ class OnceFitted:
     Splitting regularises, which has nothing to give before the adapter fits.
 
     Raises: ConfigError on a share that is none, k < 1; when it is followed, what `set_active` does.
-    Source: ours; measured in docs/log.  Not with mixed images, where accuracy is not known.
+    Source: ours.  Not with mixed images, where accuracy is not known.
     """
 
     active: int = setting(

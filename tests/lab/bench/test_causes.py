@@ -29,7 +29,7 @@ def test_a_gaussian_fills_holes_as_least_squares_of_the_same_rows_does(causes: M
     np.testing.assert_array_equal(filled[:, ~gone], holes[:, ~gone])
 
 
-def test_each_kind_of_bars_has_a_row_with_ours_from_the_claim_s_record(
+def test_each_kind_of_bars_has_a_row_with_ours_from_the_record(
     causes: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(causes, "learned", lambda name, kind, seed: {"bars": 8 + seed, "cpu": 0.25})

@@ -16,7 +16,7 @@ def test_a_result_is_computed_again_for_other_inputs_and_other_code(
 ) -> None:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     code = ["a"]
-    monkeypatch.setattr(module, "code_digest", lambda _: code[0])
+    monkeypatch.setattr(module, "sources", lambda: code[0])
     runs: list[int] = []
     lines: list[str] = []
 
@@ -30,7 +30,7 @@ def test_a_result_is_computed_again_for_other_inputs_and_other_code(
     assert stored("toy", {"seed": 1}, run, lines.append) == {"loss": 2.0} and not lines
     code[0] = "b"
     assert stored("toy", {"seed": 0}, run, lines.append) == {"loss": 3.0}
-    assert len(lines) == 1 and "older code" in lines[0]
+    assert len(lines) == 1 and "other sources" in lines[0]
     code[0] = "a"
     assert stored("toy", {"seed": 0}, run, lines.append) == {"loss": 1.0}
 
@@ -46,7 +46,7 @@ def test_a_cell_is_stored_by_its_arguments_and_returned_in_its_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "code_digest", lambda _: "a")
+    monkeypatch.setattr(module, "sources", lambda: "a")
     runs: list[tuple[str, int]] = []
 
     @StoredResults(__file__).cell

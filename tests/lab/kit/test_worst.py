@@ -1,13 +1,11 @@
 """The interval of the worst of several comparisons covers the worst mean, one alone does not."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from scipy.stats import t
 
-from intarsia_lab.kit import Study, worst_interval, worst_of
-from intarsia_lab.kit.control import COUNTED
+from intarsia_lab.kit import worst_of
+from intarsia_lab.kit.worst import worst_interval
 
 DRAWS, SEEDS = 20_000, 5
 
@@ -40,14 +38,10 @@ def test_the_interval_of_the_one_that_looked_worst_does_not():
     assert (low > 0).mean() > 0.04  # 2.5 % are nominal
 
 
-def test_a_claim_of_several_is_judged_by_the_worst_of_them():
+def test_the_value_is_that_of_the_worst_of_several():
     values = {"one": [0.9, 0.91, 0.89], "two": [1.04, 1.05, 1.06]}
     result = worst_of(values, "<=", [{"arm": "ours"}], "So.")
-    assert result.got == pytest.approx(1.05) and result.values == (1.04, 1.05, 1.06)
+    assert result.value == pytest.approx(1.05) and result.values == (1.04, 1.05, 1.06)
     assert result.interval == worst_interval(values.values(), "<=")
-    assert result.note == "So. Means: one 0.900, two 1.050; judged is the worst, two."
-    assert worst_of(values, ">=", [], "").got == pytest.approx(0.9)
-    study = Study("toy", "It is.", "theirs", 1.2, "<=", lambda *_: result, COUNTED)
-    assert study.word(result) == "holds"
-    assert dataclasses.replace(study, target=1.0).word(result) == "fails"
-    assert dataclasses.replace(study, target=1.05).word(result) == "not decided"
+    assert result.note == "So. Means: one 0.900, two 1.050; the value is the worst, two."
+    assert worst_of(values, ">=", [], "").value == pytest.approx(0.9)

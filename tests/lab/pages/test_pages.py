@@ -7,8 +7,7 @@ from pathlib import Path
 from intarsia.catalog import cards, describe
 from intarsia.core.errors import DataError
 from intarsia.core.registry import index
-from intarsia_lab.claims.ledger import claim as claim_of
-from intarsia_lab.pages.methods import measured, page, pages, published, reference, write
+from intarsia_lab.pages.methods import page, pages, published, reference, write
 from intarsia_lab.pages.prose import markdown
 
 from ...refusals import refused
@@ -19,7 +18,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "methods"
 
 
 def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
-    page_texts = pages([])
+    page_texts = pages({})
     assert page_texts.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
     for card in METHODS:
         assert f"]({card.key}.md)" in page_texts["index.md"]
@@ -35,25 +34,11 @@ def test_every_page_is_up_to_date() -> None:
         assert (DOCS / name).read_text() == text, f"{name}: run intarsia_lab.pages.methods"
 
 
-def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
+def test_a_page_has_a_line_on_its_paper_s_experiment_and_no_other() -> None:
     paper = next(card.paper.arxiv for card in METHODS if card.key == "mos")
-    fields = {"baseline": "LoRA", "target": "<= 0.85", "got": 0.9, "verdict": "fails"}
-    fields |= {"date": "2026-11-25"}
-    about_mos, after = f"MoS is better (arXiv:{paper}).", "In this order."
-    keys = {
-        "mos": about_mos,
-        "mos-order": after,
-        "mosa": "Split (arXiv:2312.02923).",
-        "moss": after,
-    }
-    claims = [{"key": key, "sentence": sentence, **fields} for key, sentence in keys.items()]
-    assert [claim["key"] for claim in measured(paper, claims)] == ["mos", "mos-order"]
-    text = pages(claims)["mos.md"]
-    # the bar is the claim's of today, not the record's
-    mos = claim_of("mos")
-    row = f"{mos.baseline} | {mos.bound} | 0.900 | **fails** | 2026-11-25 |"
-    assert f"| [mos](../claims/mos.md#mos) | {row}" in text
-    assert "#mosa)" not in text and "## Measured" not in pages([])["mos.md"]
+    text = pages({paper: "It is so."})
+    assert "## Measured\n\nIt is so." in text["mos.md"]
+    assert "## Measured" not in text["mosa.md"] and "## Measured" not in pages({})["mos.md"]
 
 
 def test_a_page_has_the_comparisons_with_the_official_code() -> None:
@@ -61,23 +46,23 @@ def test_a_page_has_the_comparisons_with_the_official_code() -> None:
     run |= {"methods": ["mos"], "ours": "intarsia.adapters.Mos", "tolerance": 1e-6, "differs": ""}
     worked = {"function": "equation (3)", "methods": ["mos"], "repository": None}
     worked |= {"worked": "methods/test_mos.py::test_three", "differs": "Ours is plain."}
-    text = pages([], [run | {"equal": True}, run | {"equal": False}, worked])["mos.md"]
+    text = pages({}, [run | {"equal": True}, run | {"equal": False}, worked])["mos.md"]
     source = "`prune` of [a/b](https://github.com/a/b/blob/abc/lib/prune.py)"
     assert f"| {source} | `intarsia.adapters.Mos` | yes, to 1e-06 |" in text
     assert f"| {source} | `intarsia.adapters.Mos` | **no** |" in text
     assert "equation (3)" in text and "Ours is plain." in text
-    assert "not compared with an official" in pages([])["mos.md"]
+    assert "not compared with an official" in pages({})["mos.md"]
 
 
 def test_there_is_no_page_of_a_method_that_is_gone() -> None:
-    assert {p.name for p in DOCS.glob("*.md")} == pages([]).keys()
+    assert {p.name for p in DOCS.glob("*.md")} == pages({}).keys()
 
 
 def test_write_removes_old_pages_and_nothing_else(tmp_path: Path) -> None:
     for name in ("gone.md", "picture.svg"):
         (tmp_path / name).touch()
     write(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages([])}
+    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages({})}
 
 
 def test_the_table_of_the_reference_is_up_to_date() -> None:
@@ -114,7 +99,7 @@ def test_a_method_has_its_paper_s_spelling_and_the_guides_that_show_it() -> None
         "start/a.md": "# Begin\n\nmosaic",
     }
     guides["areas/b.md"] = "# Compare\n\n    intarsia compare photos --methods lora,mosa\n"
-    texts = pages([], [], guides)
+    texts = pages({}, [], guides)
     # by the title of its tab, the search puts it behind a guide that begins with its word
     assert texts["mosa.md"].startswith("---\ntitle: Method MoSA\n---\n\n# MoSA\n")
     assert "Name: `mosa`" in texts["mosa.md"]

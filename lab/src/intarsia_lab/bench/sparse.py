@@ -28,7 +28,7 @@ from .rival_products import Call, rival_products
 
 REPEATS, MEBIBYTES = 15, 128  # of float32 weights to go through
 MOST_COPIES = 64
-SIDE, COPIES = 4096, 16  # of claims: 128 MiB at 4 bits a weight, more than any cache
+SIDE, COPIES = 4096, 16  # 128 MiB at 4 bits a weight, more than any cache
 TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
 DENSE = (TORCH, PEER, BASELINE)  # of any library, of any bits
 WHOLE = {"dense bf16": Dense(), "dense int8": BlockInt(8), "dense int4": BlockInt(4)}  # ours

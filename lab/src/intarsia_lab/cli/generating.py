@@ -23,9 +23,9 @@ def main() -> None:
     library.write()
     laboratory.write()
     # Imported only now: these modules read the index and the names at import.
-    from ..pages import claims, composition, hosts, settings
+    from ..pages import composition, hosts, results, settings
 
-    claims.write_all(DOCS / "claims.md")
+    results.write_all(DOCS / "results.md")
     settings.write(DOCS)
     composition.write(DOCS)
     hosts.write(DOCS)

@@ -9,7 +9,7 @@ from intarsia.core.files import write_text
 
 from ..bench.profiles import PROFILES
 from ..bench.protocols import PROTOCOLS
-from ..claims import claims
+from ..experiments import studies
 from ..materials import suites
 from ..routing import VARIANTS
 from ..routing.table import sized
@@ -19,11 +19,11 @@ from .words import NAMES
 def names() -> Mapping[str, Iterable[str]]:
     """Return the words that names.txt lists for the command line, by kind.
 
-    Kinds are claim, suite, profile, protocol and router. The command line reads the file, so that
-    it completes and checks words without importing torch.
+    Kinds are experiment, suite, profile, protocol and router. The command line reads the file, so
+    that it completes and checks words without importing torch.
     """
     return {
-        "claim": sorted(claim.key for claim in claims()),
+        "experiment": sorted(study.key for study in studies()),
         "suite": (*suites.MODULES, "sparse"),
         "profile": (profile.name for profile in PROFILES),
         "protocol": (protocol.name for protocol in PROTOCOLS),

@@ -10,7 +10,7 @@ from intarsia.core.registry import index, read_lists, spelled
 
 NAMES = Path(__file__).with_name("names.txt")
 WORDS = read_lists(NAMES)
-CLAIMS, ROUTERS = WORDS["claim"], WORDS["router"]
+EXPERIMENTS, ROUTERS = WORDS["experiment"], WORDS["router"]
 SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "protocol"))
 
 
@@ -23,10 +23,10 @@ def names_in(text: str | None) -> tuple[str, ...]:
     return tuple(n.strip() for n in (text or "").split(",") if n.strip())
 
 
-def check_claim(name: str) -> None:
-    """Check that a claim has this name.  Raises: UnknownName."""
-    if name not in CLAIMS:
-        raise UnknownName("claim", name, CLAIMS, "intarsia reproduce")
+def check_experiment(name: str) -> None:
+    """Check that an experiment has this name.  Raises: UnknownName."""
+    if name not in EXPERIMENTS:
+        raise UnknownName("experiment", name, EXPERIMENTS, "intarsia reproduce")
 
 
 def router_names(text: str, report: Callable[[str], None]) -> str:

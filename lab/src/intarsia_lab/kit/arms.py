@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia.reports.sheet import Sheet, Spread, deviation
+from intarsia.reports.sheet import Sheet, Spread
 from intarsia.runs.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from intarsia.train import evaluate
 from intarsia.train.scores import Metrics
@@ -51,13 +51,13 @@ def result_of(
     over: Callable[[Sequence[float]], float] = statistics.mean,
     rates: tuple[ArmRate, ...] = (),
 ) -> Result:
-    """Return a claim's result from one value for each seed.
+    """Return a study's result from one value for each seed.
 
     rows: of its table; note: the sentences below it; over: the figure from the values, by default
     their mean; rates: the learning rate of each arm.
     """
     values = tuple(values)
-    return Result(over(values), deviation(values), values, tuple(rows), note, rates=rates)
+    return Result(over(values), values, tuple(rows), note, rates=rates)
 
 
 def by_arm(
@@ -99,7 +99,7 @@ def judge(
     over: Callable[[Sequence[float]], float] = statistics.mean,
     rates: tuple[ArmRate, ...] = (),
 ) -> Result:
-    """Return a claim's result from the results of each arm, in the order of the seeds.
+    """Return a study's result from the results of each arm, in the order of the seeds.
 
     figure: the results of a seed by arm -> the seed's value; row: an arm's name and results -> its
     line of the table; note: the sentences below the table; over: the figure from the values; rates:
@@ -167,7 +167,7 @@ def each(
             result = results[arm.name, task, seed] = work(arm.settings, task, seed)
         return {"said": describe(result)}
 
-    # seed by seed, so that a stopped claim has whole pairs
+    # seed by seed, so that a stopped run has whole pairs
     trials = [
         Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
         for seed in seeds
@@ -220,7 +220,7 @@ def judged(
     rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
     note: str,
 ) -> Result:
-    """Return a claim's result from experiments with arms that belong together, seed by seed.
+    """Return a study's result from experiments with arms that belong together, seed by seed.
 
     cells: a seed -> the results of all its arms; figure: these -> the seed's value; rows: (seed,
     results) -> lines of the table; note: the sentences below it.

@@ -19,18 +19,13 @@ from intarsia.runs.searching import best_of, extended, winning_edge
 class ArmRate:
     """The learning rate of one arm, its optimiser steps, and the grid that it was chosen from.
 
-    grid: ascending; empty for a rate that was fixed before.
+    grid: ascending.
     """
 
     arm: str
     rate: float
     steps: int
-    grid: tuple[float, ...] = ()
-
-    @property
-    def edge(self) -> bool:
-        """True if the rate is the lowest or highest of its grid: a better one may lie beyond it."""
-        return bool(self.grid) and self.rate in (self.grid[0], self.grid[-1])
+    grid: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -91,61 +86,6 @@ class Rates:
         best = best_of({rate: scores[rate] for rate in edges_last})
         scaled = tuple(self.scaled(arm, rate) for rate in grid)
         return ArmRate(arm, self.scaled(arm, best), self.steps[arm], scaled)
-
-    def failure(self, rates: Sequence[ArmRate]) -> str:
-        """Return why the learning rates of a run are no fair choice; "" if they are one.
-
-        rates: of the arms. Unfair are an arm without a rate of its own, unequal numbers of trials,
-        and a rate at an edge of its grid.
-        """
-        by_arm = {rate.arm: rate for rate in rates}
-        # an arm that has the rate of another is the first thing to refuse
-        if missing := [arm for arm in self.steps if arm not in by_arm]:
-            return f"No rate of its own was recorded for {missing[0]}."
-        # who tries more rates finds a better one by chance alone
-        if len({len(rate.grid) for rate in rates}) > 1:
-            return "The arms were tried at unequal numbers of rates."
-        for rate in rates:
-            if rate.edge:
-                ends = f"{rate.grid[0]:g} to {rate.grid[-1]:g}"
-                return f"The rate of {rate.arm}, {rate.rate:g}, is an edge of its grid, {ends}."
-        return ""
-
-
-UNTUNED = "No arm was tuned, and which of them it suits best is not known."
-
-
-@dataclass(frozen=True)
-class FixedRate:
-    """Learning rate of all arms, which none of them chose, and why, in a sentence.
-
-    rate: one for all; or by name, where the stages of a training or models have rates of their own.
-    steps: arm, stage or model -> its optimiser steps.  Raises: ConfigError for arms without steps,
-    and for rates of other names than the steps.
-    """
-
-    rate: float | Mapping[str, float]
-    steps: Mapping[str, int]
-    reason: str = UNTUNED
-
-    def __post_init__(self) -> None:
-        """Check that every arm has steps.  Raises: ConfigError."""
-        _check_steps(self.steps)
-        if isinstance(self.rate, Mapping) and set(self.rate) != set(self.steps):
-            fix = "Name the same stages in both."
-            raise ConfigError("rates by name", got=sorted(self.rate), want=[*self.steps], fix=fix)
-
-    @property
-    def arms(self) -> tuple[ArmRate, ...]:
-        """The rate of every arm, or of every stage."""
-        rates = (
-            self.rate if isinstance(self.rate, Mapping) else dict.fromkeys(self.steps, self.rate)
-        )
-        return tuple(ArmRate(name, rates[name], steps) for name, steps in self.steps.items())
-
-    def failure(self, rates: Sequence[ArmRate]) -> str:
-        """Return "": nothing was chosen.  rates: unused, `Rates` needs them."""
-        return ""
 
 
 def _check_steps(steps: Mapping[str, int]) -> None:

@@ -1,31 +1,42 @@
-"""Results of a claim's runs, stored by their inputs and by the code that they depend on."""
+"""Results of an experiment's runs, stored by their inputs, so that a stopped run goes on."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+import intarsia
 from intarsia.core.store import Store
 from intarsia.data import packages
 
 from .arms import threads
-from .provenance import code_digest
 from .rates import ArmRate, Rates
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@functools.cache
+def sources() -> str:
+    """Return 16 hexadecimal digits of all sources of the library and of this laboratory."""
+    digest = hashlib.sha256()
+    for root in (Path(intarsia.__file__).parent, Path(__file__).parents[1]):
+        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".c", ".h")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class StoredResults:
     """The stored results of one module of the laboratory: `stored = StoredResults(__file__)`.
 
-    A result is read back if it has the same inputs and if nothing changed in the code that the
-    module depends on, see `provenance`; else it is computed. A result of older code is announced.
+    A result is read back if it has the same inputs and is of the same sources, see `sources`; else
+    it is computed. A result of other sources is announced.
     """
 
     def __init__(self, module: str) -> None:
@@ -42,13 +53,12 @@ class StoredResults:
         """Return the JSON-ready result of `run`, from a file or by running it.
 
         name: of the file in the cache folder; inputs: what the result depends on, besides code;
-        report: gets a line if a stored result is of older code.
+        report: gets a line if a stored result is of other sources.
         """
-        code = code_digest(self.module)
-        store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
-        # never silently: a figure of older code would be mixed with today's figures
+        store = Store(packages.cache_dir() / "experiments", f"{name}.jsonl", code=sources())
+        # never silently: a value of other sources would be mixed with today's
         if store.stale(inputs):
-            report(f"{name}: the stored result is of older code, so that it is computed again.")
+            report(f"{name}: the stored result is of other sources, so that it is computed again.")
         return store.record(inputs, run)
 
     def choose(

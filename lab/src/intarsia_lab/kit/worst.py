@@ -1,4 +1,4 @@
-"""The worst of several comparisons, for a claim that holds only if each of them does."""
+"""The worst of several comparisons, for a question that asks for all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from intarsia.reports.sheet import deviation
 from intarsia.reports.statistics import ALPHA, t_interval
 
 from .rates import ArmRate
@@ -18,7 +17,7 @@ def worst_interval(
 ) -> tuple[float, float]:
     """Return the interval of the worst of several means, whichever comparison that is.
 
-    comparisons: the values of each, one for each seed; sense: of the claim, "<=" where the largest
+    comparisons: the values of each, one for each seed; sense: "<=" where the largest
     mean is the worst, ">=" where the least is; level: probability that the interval has at least.
 
     With m comparisons and alpha = 1 - level, for "<=":
@@ -45,19 +44,19 @@ def worst_of(
     note: str,
     rates: tuple[ArmRate, ...] = (),
 ) -> Result:
-    """Return a claim's result from several comparisons that must all hold.
+    """Return a study's result from several comparisons, the one with the worst mean.
 
-    Its figure and its values are from the comparison with the worst mean; its interval is from all
-    of them, see `worst_interval`.
+    Its value and its values by seed are of that comparison; its interval is from all of them, see
+    `worst_interval`.
 
-    comparisons: name -> a value for each seed; sense: of the claim, "<=" or ">="; rows: of its
+    comparisons: name -> a value for each seed; sense: see `worst_interval`; rows: of its
     table; note: the sentences below it, to which the means are added; rates: of its arms.
     """
     means = {name: statistics.mean(values) for name, values in comparisons.items()}
     name = (max if sense == "<=" else min)(means, key=means.__getitem__)
     # each mean is in the note, since the table may not have it
     listing = ", ".join(f"{key} {mean:.3f}" for key, mean in means.items())
-    note = f"{note} Means: {listing}; judged is the worst, {name}.".strip()
+    note = f"{note} Means: {listing}; the value is the worst, {name}.".strip()
     values = tuple(comparisons[name])
     ends = worst_interval(comparisons.values(), sense)
-    return Result(means[name], deviation(values), values, tuple(rows), note, ends, rates)
+    return Result(means[name], values, tuple(rows), note, ends, rates)

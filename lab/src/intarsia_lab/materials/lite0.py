@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from intarsia.data.backbones import PACKAGED, backbone
 from intarsia.data.conversions import efficientnet_lite0_head
 from intarsia.data.packages import obtain
-from intarsia.data.photographs import photographs
 from intarsia.partitions import keep_row_blocks
 from intarsia.schedules.masked_layers import masked_weights
 
@@ -74,19 +73,3 @@ def logits(net: nn.Module, pixels: Tensor) -> Tensor:
     """Return a network's logits in evaluation mode, (n, classes).  pixels: (n, 3, 224, 224)."""
     net.eval()
     return torch.cat([net(some) for some in pixels.split(BATCH)])
-
-
-def photograph_crops(train: int, test: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cut squares out of some photographs, and out of others; no photograph is in both.
-
-    train, test: number of squares; draw: chooses photographs and places. Returns two tensors
-    (count, 3, 224, 224), -1 to 1.
-    """
-    images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
-    order = torch.randperm(len(images), generator=draw).tolist()
-    parts = order[:PHOTOGRAPHS], order[PHOTOGRAPHS:]
-    first, second = (
-        crops([images[i] for i in part], count, draw)
-        for part, count in zip(parts, (train, test), strict=True)
-    )
-    return first, second

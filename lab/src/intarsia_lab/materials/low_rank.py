@@ -1,4 +1,4 @@
-"""LoRA, PiSSA and DoRA by PEFT's own code, as baselines of claims on pictures, and their table."""
+"""LoRA, PiSSA and DoRA by PEFT's own code, as baselines on pictures, and their table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from intarsia.core import Method
 from intarsia.core.change import Change
 from intarsia.folders.verbs import apply
 from intarsia.methods.peft_methods import PeftMethod, of_settings
-from intarsia.reports.sheet import Differences, Sheet
+from intarsia.reports.sheet import Sheet
 from intarsia.runs.pool import Arm
 from intarsia.train import Training
 
@@ -25,7 +25,7 @@ from .tails import bare_tail
 Found = Sheet[str, str, StudyScore]
 
 GRID = (1e-3, 3e-3, 1e-2)
-TUNED = 100  # the seed of the trainings by which rates are chosen; none of them judges a claim
+TUNED = 100  # the seed of the trainings by which rates are chosen; none of them is scored
 LINEAR = ("qkv", "projection", "mlp_linear")  # every linear map of a block
 PEFT = ("LoRA", "PiSSA", "DoRA")
 
@@ -122,24 +122,3 @@ def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[di
             line[f"{task}, %"] = shown(values.tolist(), ".1f")
         rows.append(line)
     return tuple(rows)
-
-
-def less_the_best(
-    sheet: Found, ours: str, rivals: Sequence[str], called: str
-) -> tuple[list[float], str]:
-    """Return the accuracy of one adapter minus its best rival's, by seed, and a sentence.
-
-    sheet: scores; ours: name of the adapter; rivals: names of the others; called: what the sentence
-      calls ours.
-    """
-    # the best by the mean over data sets and seeds
-    best = max(rivals, key=lambda name: float(sheet.of(name, "accuracy").mean()))
-    # paired: the same data set and seed
-    gain = Differences.of(sheet.of(ours, "accuracy"), sheet.of(best, "accuracy"))
-    assert gain is not None
-    words = (
-        f"The best of the three is {best}; {called} less it: {gain.mean:+.2f} points, 95 % "
-        f"interval of {gain.n} pairs (set, seed) {gain.mean - gain.half_width:+.2f} ... "
-        f"{gain.mean + gain.half_width:+.2f}."
-    )
-    return gain.pairs.mean(0).tolist(), words

@@ -30,7 +30,7 @@ from intarsia.train.objectives import Objective, plain
 
 from ..kit import Report
 from ..kit.arms import class_scores, each
-from ..kit.provenance import code_digest
+from ..kit.stored import sources
 from . import structured
 
 SIZE = 56  # px
@@ -87,20 +87,18 @@ class PictureCells:
         test: int = 1000,
         part: str = "test",
         first: int = 6,
-        ledger: Path | None = None,
+        file: Path | None = None,
     ) -> None:
         """Open the file of cached results; each result is of one run (a cell).
 
         base: training settings of all runs; test: most test images; part: "test" or "val", which is
-          scored; first: number of the first block that is adapted; ledger: the file, None = in the
-          cache folder.
+          scored; first: number of the first block that is adapted; file: of the results, None = in
+          the cache folder.
         """
         self.base, self.test, self.part, self.first = base, test, part, first
-        path = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
-        # results depend on this file's code: a digest of it is part of the key
-        self.store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
+        path = file or packages.cache_dir() / "experiments" / "cells.jsonl"
+        self.store = Store(path.parent, path.name, code=sources())
         self._held: tuple[Any, Any] | None = None
-        self.reused: list[float] = []  # CPU seconds that the cells took which were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
         """Return the score of one run, from the cache or by training.
@@ -126,15 +124,10 @@ class PictureCells:
             "test": self.test,
             "part": self.part,
         }
-        ran: list[StudyScore] = []
-
-        def compute() -> dict[str, Any]:
-            ran.append(self._run(name, budget, recipe, method, seed))
-            return vars(ran[0])
-
-        score = StudyScore(**self.store.record(inputs, compute))
-        self.reused += [] if ran else [score.cpu]
-        return score
+        run = self._run
+        return StudyScore(
+            **self.store.record(inputs, lambda: vars(run(name, budget, recipe, method, seed)))
+        )
 
     def sheets(
         self,

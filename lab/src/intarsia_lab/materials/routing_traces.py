@@ -1,10 +1,10 @@
-"""Routing of small mixtures that were trained here, kept for the claims that look at traces.
+"""Routing of small mixtures that were trained here, kept for the experiments that look at traces.
 
 A stock Mixtral of 2.9 M parameters (6 layers of 16 experts, top-2) learns four kinds of text, a
 sequence of one kind, for each seed: 850 steps under transformers' own balance loss, which balances
 the sum of the layers ("skewed"), and 170 more under one for each layer ("balanced"). Its routing of
-text that it was not trained on is what claims judge; a third trace is drawn, from Zipf's law with
-an order of the experts that drifts ("drawn").
+text that it was not trained on is what experiments score; a third trace is drawn, from Zipf's law
+with an order of the experts that drifts ("drawn").
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
 
 def folder(seed: int) -> Path:
     """Return the folder of a seed's mixture and its traces."""
-    return packages.cache_dir() / "claims" / "mixtures" / f"{FIRST}-{THEN}-{seed}"
+    return packages.cache_dir() / "experiments" / "mixtures" / f"{FIRST}-{THEN}-{seed}"
 
 
 def traces(seed: int, report: Report) -> dict[str, Trace]:

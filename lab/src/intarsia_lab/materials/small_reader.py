@@ -1,6 +1,6 @@
 """A small decoder that knows the words of canvases before it sees one, and connectors for it.
 
-The first two blocks of SmolLM2 do not learn to read a canvas in the steps that a claim has. So a
+The first two blocks of SmolLM2 do not learn to read a canvas in the steps of an experiment. So a
 decoder of three layers is taught to answer questions about items that it is given as vectors, and a
 connector then learns to turn pictures into such vectors for it.
 """

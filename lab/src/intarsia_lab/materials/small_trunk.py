@@ -1,4 +1,4 @@
-"""A part of SmolLM2 for claims on models that see: its first blocks, and the words that occur.
+"""A part of SmolLM2 for experiments on models that see: its first blocks, and the words that occur.
 
 The first blocks keep their pretrained weights, and so do the embeddings of the tokens that are
 used; the last blocks are gone, so that such a trunk has to be adapted before it can say anything.

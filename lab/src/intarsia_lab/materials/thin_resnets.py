@@ -21,7 +21,6 @@ from ..kit.arms import class_scores
 DATA, TRAIN, TEST = "fashion-mnist", 10_000, 2_000
 WIDTHS, DENSE_EPOCHS, EPOCHS, ROUNDS, CANDIDATES = (8, 16, 32), 12, 3, 3, 3
 OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "trackers": ()}
-STEPS = -(-TRAIN // OPTIONS["batch_size"])  # of an epoch
 
 
 class ResidualBlock(nn.Module):

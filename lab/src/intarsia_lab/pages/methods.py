@@ -1,7 +1,7 @@
 """The files generated from the cards: `python -m intarsia_lab.pages.methods` writes all of them.
 
 The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
-A method's page has the verdicts of its paper's claims, from the records in docs/claims.
+A method's page has a line on its paper's experiment, from the records in docs/results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
 from intarsia.core.registry import paper_name
 
-from ..claims import ledger
-from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, refusal, when
 from .prose import cell, markdown
+from .results import lines_of_methods
 from .running import command, program
 
 INDEX = """# Methods
@@ -35,15 +34,6 @@ REFERENCE = """## Methods
 The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the card index.
 
 """
-MEASURED = """
-## Measured
-
-Claims of its paper that were run here, with today's target and the verdict of the run's day; the
-page of each has every target that it ever had, and says whether the code has changed since.
-
-| claim | against | target | figure | verdict | run |
-|---|---|---|---|---|---|
-"""
 GUIDES = ("how-to", "start", "areas")  # folders of pages that show how a method is used
 TITLE = re.compile(r"^# (.+)$", re.M)
 REPOSITORIES = "https://github.com"
@@ -51,35 +41,35 @@ Record = dict[str, Any]
 
 
 def records(folder: Path) -> list[Record]:
-    """Return the JSON records of a folder by name: claims that were run, or reference outputs."""
+    """Return the JSON records of a folder by name."""
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
-def published(docs: Path) -> tuple[list[Record], list[Record], dict[str, str]]:
-    """Return what belongs to a folder of docs: records of claims and of reference outputs, and the
-    texts of its guides, by their paths in it.
+def published(docs: Path) -> tuple[dict[str, str], list[Record], dict[str, str]]:
+    """Return what belongs to a folder of docs: lines on results by arXiv number, records of
+    reference outputs, and the texts of its guides, by their paths in it.
     """
     guides = [path for folder in GUIDES for path in sorted((docs / folder).glob("*.md"))]
     texts = {path.relative_to(docs).as_posix(): path.read_text() for path in guides}
-    return records(docs / "claims"), records(docs.parent / "tests" / "reference"), texts
+    return lines_of_methods(docs / "results"), records(docs.parent / "tests" / "reference"), texts
 
 
 def pages(
-    claims: Sequence[Record],
+    results: Mapping[str, str],
     references: Sequence[Record] = (),
     guides: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the text of every page of docs/methods, by file name, index.md among them.
 
-    claims: records of the claims that were run; references: records of comparisons with published
-    code, from tests/reference; guides: path in docs -> text, of pages that show methods. A method
-    has a page if its description has "doc", its docstring.
+    results: arXiv number -> a line on its paper's experiment; references: records of comparisons
+    with published code, from tests/reference; guides: path in docs -> text, of pages that show
+    methods. A method has a page if its description has "doc", its docstring.
     """
     descriptions = [describe(card) for card in cards()]
     documented = [described for described in descriptions if "doc" in described]
     links = {described["config"]: f"{described['name']}.md" for described in documented}
     texts = {
-        f"{described['name']}.md": page(described, claims, references, guides or {}, links)
+        f"{described['name']}.md": page(described, results, references, guides or {}, links)
         for described in documented
     }
     return texts | {"index.md": index(descriptions)}
@@ -107,17 +97,6 @@ def index(descriptions: list[dict[str, Any]]) -> str:
                 )
         lines.append("")
     return "\n".join(lines)
-
-
-def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
-    """Return the records of claims of one paper: those that name it, and those named after them.
-
-    arxiv: number of the paper; claims: all records.
-    """
-    named = {claim["key"] for claim in claims if arxiv in claim["sentence"]}
-    # dsl-multvae-small follows dsl: its sentence need not name the paper again
-    after = tuple(f"{key}-" for key in named)
-    return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
 
 
 def official(name: str, references: Sequence[Record]) -> str:
@@ -167,16 +146,15 @@ def _run_it(card: dict[str, Any], guides: Mapping[str, str]) -> list[str]:
 
 def page(
     card: dict[str, Any],
-    claims: Sequence[Record] = (),
+    results: Mapping[str, str] | None = None,
     references: Sequence[Record] = (),
     guides: Mapping[str, str] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> str:
     """Return a method's page: summary, paper, class, docstring, how to run it, settings, tags.
 
-    card: its description from the index; claims: all records, its paper's are in a table;
-    references: records of comparisons with official code; guides: see `pages`; links: name of a
-    class -> page.
+    card: its description from the index; references: records of comparisons with official code;
+    results, guides: see `pages`; links: name of a class -> page.
     """
     paper, title = card["paper"], paper_name(card["name"])
     spellings = [name for name in card["names"] if name != title]
@@ -207,18 +185,8 @@ def page(
         lines += [f"- `{law}`: {reason}" for law, reason in card["exceptions"].items()]
     # comparisons with the authors' code, and measurements made here
     lines.append(official(card["name"], references))
-    if of_paper := measured(paper["arxiv"], claims):
-        lines.append(MEASURED.rstrip("\n"))
-        studies = {study.key: study for study in ledger.claims()}
-        for claim in of_paper:
-            # today's question: a record's own may be an older one, which the claim's page tells
-            study = studies.get(claim["key"])
-            against = study.baseline if study else claim["baseline"]
-            target = study.bound if study else claim["target"]
-            word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
-            link = f"[{claim['key']}](../{link_of(claim['key'])})"
-            figures = f"{target} | {claim['got']:.3f} | {word} | {claim['date']}"
-            lines.append(f"| {link} | {against} | {figures} |")
+    if line := (results or {}).get(paper["arxiv"]):
+        lines += ["", "## Measured", "", line]
     return "\n".join([*lines, ""])
 
 

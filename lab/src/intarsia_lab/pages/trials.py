@@ -1,4 +1,4 @@
-"""Trials of methods for the pages that report them: a trial is run again when its code changes."""
+"""Trials of methods for the pages that report them: kept while no source changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intarsia.core import Card
 from intarsia.core.store import Store
 from intarsia.data import packages
 
-from ..kit.provenance import code_digest, module_of
+from ..kit.stored import sources
 
 PACKAGES = ("torch", "timm", "transformers", "peft")
 
@@ -20,8 +20,7 @@ PACKAGES = ("torch", "timm", "transformers", "peft")
 class Trials:
     """The stored results of one page's trials: `trials = Trials(__file__)`.
 
-    A result is read back if the packages have the same versions and if nothing changed in the code
-    that it depends on: the page's module, the methods' modules, and all that these import.
+    A result is read back if the packages have the same versions and no source has changed.
     report: gets a line for each trial that runs.
     """
 
@@ -36,15 +35,12 @@ class Trials:
     def __call__(self, name: str, *methods: Card, run: Callable[[], Any]) -> Any:
         """Return the JSON-ready result of a trial, kept from an earlier run or computed by `run`.
 
-        name: of the trial; methods: registered descriptions of those that it tries; their code is
-        part of the key.
+        name: of the trial; methods: registered descriptions of those that it tries.
         """
-        # deep: a page has no commit that could stand for the library below its methods
-        modules = (file for method in methods for file in module_of(method.key))
         inputs: dict[str, Any] = {
             "trial": name,
             "methods": [method.key for method in methods],
-            "code": code_digest(self.page, *modules, deep=True),
+            "code": sources(),
             "versions": _versions(),
         }
 

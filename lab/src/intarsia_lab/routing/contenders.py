@@ -1,4 +1,4 @@
-"""Contenders of the routers' experiment kit side by side, as the claims on routers judge them."""
+"""Contenders of the routers' kit side by side, as the experiments on routers compare them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from intarsia.data.small_models import SmallModel
 from intarsia.runs.pool import Arm
 
-from ..kit import FixedRate, Report, Result
+from ..kit import Report, Result
 from ..kit.arms import judge, shown
 from . import TEXT, RouterTrial, Scale, Variant, cells
 
@@ -33,7 +32,7 @@ def arm(name: str, variant: Variant, budget: str = "steps") -> Arm[AtBudget]:
 
 
 class Bench(NamedTuple):
-    """The setting of a claim's runs.  corpus: of texts; executor: as `cells` has it."""
+    """The setting of an experiment's runs.  corpus: of texts; executor: as `cells` has it."""
 
     corpus: str = CORPUS
     scale: Scale = TEXT
@@ -72,17 +71,6 @@ class Bench(NamedTuple):
 
 
 BENCH = Bench()
-WIDE = Bench(scale=Scale(SmallModel(256, 6, 8, 512), batch=16, steps=2000, lr=1e-3, length=128))
-"""Six layers of width 256 and 4.1 M tokens, 40 CPU minutes a cell on a core of 50 GFLOP/s."""
-WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
-
-
-def one_rate(*arms: Arm[AtBudget], bench: Bench = BENCH) -> FixedRate:
-    """Return the learning rate of these routers at equal steps: the scale has one for all.
-
-    arms: the routers; bench: has the scale.
-    """
-    return FixedRate(bench.scale.lr, dict.fromkeys((arm.name for arm in arms), bench.scale.steps))
 
 
 def loss(cell: Cell) -> float:
@@ -152,26 +140,6 @@ def judged(
     return judge(
         results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
     )
-
-
-def measured(
-    seeds: Sequence[int],
-    report: Report,
-    *,
-    ours: Arm[AtBudget],
-    base: Arm[AtBudget],
-    figure: Callable[[Cell], float],
-    note: str = "",
-    bench: Bench = BENCH,
-) -> Result:
-    """Measure one router: a figure for each seed, and its mean.
-
-    seeds: of the runs; report: prints progress; ours: the router; base: another, with which the
-      table compares; figure: measure of a run, as the loss; note: below the table; bench: corpus
-      and scale.
-    """
-    results = bench.cells((base, ours), seeds, report)
-    return judged(results, base, lambda cells: figure(cells[ours.name]), note)
 
 
 def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:

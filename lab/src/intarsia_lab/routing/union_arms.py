@@ -1,4 +1,4 @@
-"""Arms of the claims on unions of experts: their training, their costs, and their judgement."""
+"""Arms of the experiment on unions of experts: their training and their costs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Learning rates are a ViT's, set by hand, one for each family but where its rate leads astray,
 as of MoSL, a product of two split sides. The rates of a network with batch norms were chosen on
-validation pictures of an EfficientNet (docs/log), but for what does not fit it.
+validation pictures of an EfficientNet, but for what does not fit it.
 `tuned` searches around either.
 """
 
