@@ -37,7 +37,6 @@ EXCEPTIONS: dict[str, str] = {
 
 # "folder/file.py::function" -> why its docstring has several lines; one of a private one has one
 DOCSTRINGS: dict[str, str] = {
-    "core/guesses.py::_settings_of": "its file is being changed",
     "runs/choosing/folded.py::Folded._train_parts": "wants to be cut to its first line",
     "runs/choosing/search.py::Search._best_places": "wants to be cut to its first line",
     "runs/choosing/search.py::Search._first_look": "wants to be cut to its first line",
