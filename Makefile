@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance bench figures reproduce clean
+.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance figures reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -98,9 +98,6 @@ faults: setup  ## plant each fault of tests/faults in a copy of the tree: which 
 
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
-
-bench: setup  ## a training step: its speed and memory beside targets and lower bounds
-	$(BIN)/python benchmarks/train_step.py --write
 
 figures: setup  ## README's and the areas' figures again on this machine, next to the pages': ONLY=recommend,speech those
 	$(BIN)/python benchmarks/figures.py --only "$(ONLY)"

@@ -9,7 +9,7 @@ import ast
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,18 @@ def public_path(name: str) -> str:
     return ".".join(filter(None, ("intarsia", namespaces()[name], name)))
 
 
-def hint(module: str, name: str) -> str:
-    """Return what a name that a module does not have was meant for, as ". Did you mean Lora?"."""
+def hint(module: str, name: str, own: Iterable[str]) -> str:
+    """Return what a name that a module does not have was meant for, as ". Did you mean Lora?".
+
+    own: the module's names, which go before those of other modules.
+    """
     everywhere = {n.casefold(): public_path(n) for n in namespaces()}
-    # the same letters first, then what is spelled alike
-    near = difflib.get_close_matches(name.casefold(), everywhere, n=1, cutoff=0.75)
-    if near:
-        return f". Did you mean {everywhere[near[0]]}?"
+    if name.casefold() in everywhere:
+        return f". It is {everywhere[name.casefold()]}."
+    for names in ({n.casefold(): n for n in own}, everywhere):
+        near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.75)
+        if near:
+            return f". Did you mean {names[near[0]]}?"
     return f". All names: dir({module})."
 
 
@@ -88,7 +93,7 @@ def exports(
     def get(name: str) -> Any:
         """Import and return a public object of the package: its `__getattr__`."""
         if name not in modules:
-            text = f"module {module!r} has no attribute {name!r}{hint(module, name)}"
+            text = f"module {module!r} has no attribute {name!r}{hint(module, name, names)}"
             raise AttributeError(text, name=name)
         # a submodule that is public as a whole
         if not modules[name]:
