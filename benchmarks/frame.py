@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -114,11 +115,14 @@ def publish(title: str, about: str, body: Iterable[str], args: argparse.Namespac
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()['processor']}, torch {found['torch']}, "
         f"Python {found['python']}, load before the run {args.load:.1f}: `{command()}`"
     )
-    text = "\n".join([f"# {title}", "", about, "", run, "", *body, ""])
+    page = PAGES / f"{Path(sys.argv[0]).stem}.md"
+    # written by hand: read it again with the new figures
+    answer = re.findall(r"^\*\*In short:\*\* .*$", page.read_text() if page.exists() else "", re.M)
+    text = "\n\n".join([f"# {title}", *answer, about, run, "\n".join([*body, ""])])
     print(text)
     if args.write:
         PAGES.mkdir(exist_ok=True)
-        (PAGES / f"{Path(sys.argv[0]).stem}.md").write_text(text)
+        page.write_text(text)
 
 
 def command() -> str:

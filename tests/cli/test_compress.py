@@ -175,6 +175,7 @@ def test_the_doctor_says_what_runs_with_and_without_a_compiler(
     assert last.startswith("Sparse weights") and last.endswith(".") and ".." not in last
 
 
+@pytest.mark.thorough
 def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
     intarsia: Intarsia, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
