@@ -43,10 +43,10 @@ def test_targets_are_known_by_peft_s_name_of_them() -> None:
 @pytest.mark.parametrize(
     ("space", "name", "says"),
     [
-        (intarsia, "LoRA", "Did you mean intarsia.Lora?"),
-        (intarsia, "gsc", "Did you mean intarsia.coding.GSC?"),
+        (intarsia, "LoRA", "It is intarsia.Lora."),
+        (intarsia, "gsc", "It is intarsia.coding.GSC."),
         (intarsia, "zzz", "All names: dir(intarsia)"),
-        (intarsia.hosts, "Lora", "Did you mean intarsia.Lora?"),
+        (intarsia.hosts, "Lora", "It is intarsia.Lora."),
     ],
 )
 def test_a_name_in_another_spelling_is_found(space: Any, name: str, says: str) -> None:
