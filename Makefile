@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance bench figures reproduce clean
+.PHONY: help setup demo test nightly thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance figures reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -36,7 +36,9 @@ demo: setup  ## rates, training, the choice and the fold on real pictures; a tab
 test: setup  ## the suite: offline, CPU
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-thorough: setup  ## the tests that `make test` leaves out for their time: pages, all kinds, the first hour
+nightly: thorough numbers machines conformance fuzz faults  ## what CI leaves out for its time; hours
+
+thorough: setup  ## the tests that `make test` leaves out for their time: processes that are killed, pages, all kinds, the first hour
 	$(BIN)/python -m pytest -n $(JOBS) -m thorough
 
 # what computes: bits are promised between equal runs on one machine, not between processors
@@ -96,11 +98,8 @@ fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=in
 faults: setup  ## plant each fault of tests/faults in a copy of the tree: which tests see it; SYSTEM=MoSA those of one; ANSWERS=file goes on where a run was cut off
 	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.faults --jobs $(JOBS) $(if $(SYSTEM),--system "$(SYSTEM)") $(if $(ANSWERS),--answers "$(ANSWERS)")
 
-conformance: setup  ## PEFT's own tests on every method
-	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
-
-bench: setup  ## a training step: its speed and memory beside targets and lower bounds
-	$(BIN)/python benchmarks/train_step.py --write
+conformance: setup  ## PEFT's own tests on every adapter; METHODS=lora,mosa on those
+	PEFT_METHODS="$(METHODS)" PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
 figures: setup  ## README's and the areas' figures again on this machine, next to the pages': ONLY=recommend,speech those
 	$(BIN)/python benchmarks/figures.py --only "$(ONLY)"

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from decode import least, of_model, ours
-from frame import judged, markdown, parser, publish, read
+from frame import markdown, parser, publish, read
 from routing import IMPLEMENTATIONS
 from token_peers import Arm, peers_of
 from transformers import DynamicCache, MixtralConfig, MixtralForCausalLM
@@ -46,7 +46,7 @@ from intarsia.placement import Trace
 from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lru
 
-TARGET, SLOW = 1.6, 2.0  # the target; the link's time of an expert in products of one
+SLOW = 2.0  # the link's time of an expert in products of one
 EXPERTS, ACTIVE = 8, 2  # of a layer of SmolLM2 as a mixture, and of a token
 SLOTS = 0.25  # share of the experts that is in memory
 TEXTS = "gcide,foldoc,python-docs"  # that judge
@@ -57,7 +57,7 @@ PROMPTS = (
     "She had not been long in the house before her sister",
 )
 RESIDENT = "all experts in memory"
-HEAD = ("experts", "own forward", "least - most", "target", "", "native steps", "hits")
+HEAD = ("experts", "own forward", "least - most", "native steps", "hits")
 
 
 @torch.no_grad()
@@ -286,16 +286,15 @@ def one_text(resident: Any, tokenizer: Any, args: argparse.Namespace) -> list[st
 
 
 def table_of(turns: Turns, arms: Mapping[str, Any]) -> list[str]:
-    """A row for each arm; the target is for those with a quarter of the experts."""
+    """A row for each arm."""
     lines: list[Sequence[str]] = []
     for name, ratios in turns.by_forward.items():
         resident = name == RESIDENT
         median = statistics.median(ratios)
-        got, target, verdict = judged(median, None if resident else TARGET)
         spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
         rate = "" if resident else f"{intarsia.offloading.residency(arms[name]).rate:.3f}"
         steps = f"{statistics.median(turns.by_steps[name]):.3f}"
-        lines.append((name, got, spread, target, verdict, steps, rate))
+        lines.append((name, f"{median:.3f}", spread, steps, rate))
     return markdown(HEAD, lines)
 
 

@@ -1,6 +1,6 @@
 """Write pages that are made of others: home of README.md, the first hour of the notebook.
 
-python scripts/front_pages.py          # these two; counts of README; answers of benchmarks
+python scripts/front_pages.py          # these two, and the counts of README
 python scripts/front_pages.py --run    # carry the notebook out in this folder first; wants photos/
 
 A test compares the pages with what this writes, so that nothing is said twice by hand.
@@ -29,10 +29,6 @@ ELSEWHERE = {
 COUNTED = re.compile(r"^The \d+ papers: (.*)\.$", re.M)
 COUNTS = re.compile(r"(?<=headlines has an experiment here: ).*?(?= \(\[all of them\])", re.S)
 INSIDE = re.compile(r"(## What is inside\n\n)((?:\|.*\n)+)")  # cards on a telephone, see site.css
-# an entry of docs/benchmarks.md, which its page begins with; these four are begun by their scripts
-ANSWER = re.compile(r"^- \[[^\]]*\]\(benchmarks/(\w+)\.md\): (.+\n(?:  .+\n)*)", re.M)
-BEGUN = ("auto", "auto_texts", "even", "mini")
-ANSWERED = re.compile(r"(\A# .+\n\n)(?:\*\*In short:\*\* .+\n\n)?")
 CHOSEN = re.compile(r"```console\n(Chosen.*?)```", re.S)
 WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
@@ -124,34 +120,11 @@ def _run(source: str, names: dict[str, Any]) -> object:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # noqa: S307
 
 
-def answers(benchmarks: str) -> dict[str, str]:
-    """Return what docs/benchmarks.md says of each page, as the page's own first paragraph.
-
-    benchmarks: its text; the keys are the pages' names.
-    """
-    found: dict[str, str] = {}
-    for name, entry in ANSWER.findall(benchmarks):
-        words = re.sub(r"\]\((?!https?:)", "](../", " ".join(entry.split()))
-        answer = (words[0].upper() + words[1:]).replace("](../benchmarks/", "](")
-        found |= {} if name in BEGUN else {name: f"**In short:** {answer}\n\n"}
-    return found
-
-
-def answered(page: str, answer: str) -> str:
-    """Return a page of a benchmark with its answer below the title, instead of an earlier one."""
-    return ANSWERED.sub(lambda m: m[1] + answer, page, count=1)
-
-
 def pages() -> dict[Path, str]:
     """Return the text of README and of all other pages by their file."""
     results = (ROOT / "docs" / "results.md").read_text()
     readme = counted((ROOT / "README.md").read_text(), results)
-    folder = ROOT / "docs" / "benchmarks"
-    of_benchmarks = {
-        folder / f"{name}.md": answered((folder / f"{name}.md").read_text(), answer)
-        for name, answer in answers(folder.with_suffix(".md").read_text()).items()
-    }
-    return of_benchmarks | {
+    return {
         ROOT / "README.md": readme,
         ROOT / "docs" / "index.md": home(readme),
         ROOT / "docs" / "start" / "first-hour.md": first_hour(json.loads(NOTEBOOK.read_text())),

@@ -51,6 +51,7 @@ def drawn() -> list[float]:
     ]
 
 
+@pytest.mark.thorough
 def test_another_seed_shifts_what_tests_draw_and_nothing_else() -> None:
     name = "INTARSIA_TEST_SEED"
     program = """

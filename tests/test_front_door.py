@@ -214,24 +214,6 @@ def test_pages_that_are_made_of_others_are_as_they_would_be_made() -> None:
         assert path.read_text() == text, "run scripts/front_pages.py"
 
 
-def test_a_page_of_a_benchmark_begins_with_its_entry_in_the_list() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "front_pages.py"))
-    listed = "- [A](benchmarks/a.md): it takes 0.5 of\n  [b](benchmarks/b.md), [c](how-to/c.md).\n"
-    listed += "- [M](benchmarks/mini.md): no.\n"
-    found = script["answers"](listed)
-    assert found == {"a": "**In short:** It takes 0.5 of [b](b.md), [c](../how-to/c.md).\n\n"}
-    once = script["answered"]("# A\n\nIt was run.\n", found["a"])
-    assert once == "# A\n\n" + found["a"] + "It was run.\n"
-    assert (
-        script["answered"](once, "**In short:** New.\n\n")
-        == "# A\n\n**In short:** New.\n\nIt was run.\n"
-    )
-    # each page that is listed has one, but for those that their scripts begin
-    names = {path.stem for path in (ROOT / "docs" / "benchmarks").glob("*.md")}
-    text = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert {*script["answers"](text), *script["BEGUN"]} == names
-
-
 def test_the_citation_has_the_version_of_both_distributions() -> None:
     version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
     for project in (ROOT, ROOT / "lab"):

@@ -113,10 +113,6 @@ PLANTED: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-def test_every_contract_is_kept(linted: dict[str, str]) -> None:
-    assert "EXIT 0" in linted[""], linted[""]
-
-
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_violation_is_found(name: str, linted: dict[str, str]) -> None:
     output, broken = linted[name], PLANTED[name][1]

@@ -209,6 +209,7 @@ def test_temperatures_are_those_that_the_runs_fitted(
     assert content["temperatures"] == [2.5, 1.0] and content["weights"] == [0.5, 0.5]
 
 
+@pytest.mark.thorough
 def test_a_killed_writer_leaves_the_old_blend_or_the_new_one(
     members: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -342,6 +343,7 @@ def exported(intarsia: Intarsia, run: Path, folder: Path) -> list[Path]:
     return [folder / name for name in ("stock/predict.py", "m.onnx.predict.py", "p.pt2.predict.py")]
 
 
+@pytest.mark.thorough
 def test_exports_answer_as_the_blend_without_the_library(
     intarsia: Intarsia, blend: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -362,6 +364,7 @@ def test_exports_answer_as_the_blend_without_the_library(
     assert json.loads(meta["preprocessing"]) == how
 
 
+@pytest.mark.thorough
 def test_an_onnx_blend_has_an_input_for_each_member(
     intarsia: Intarsia, blend: Path, tmp_path: Path
 ) -> None:

@@ -342,6 +342,7 @@ def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
     assert method("lora", settings["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.thorough
 def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     adapted = Adapted("test_vit", 32, method="linear", pretrained=False)
     experiment = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))

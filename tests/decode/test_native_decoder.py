@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import intarsia
 from intarsia.core.errors import ConfigError
 from intarsia.decode.native_decoder import KINDS, NativeText, why_not
-from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse, Ternary
+from intarsia.formats import Bitmask, BlockInt, Dense, GroupSparse, Ternary
 from intarsia.kernels import native
 
 needs = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
@@ -114,7 +114,7 @@ def test_logits_are_those_of_the_model_s_own_forward(kind: str) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        *(BlockInt(4), BlockInt(8), Bitmask("int8"), Bitmask("bf16"), Columns("bf16"), Dense()),
+        *(BlockInt(4), BlockInt(8), Bitmask("int8"), Bitmask("bf16"), Dense()),
         *(GroupSparse(), GroupSparse(activations="int8"), Ternary()),
         *(GroupSparse(activations="int8", rows=rows) for rows in (4, 8)),
     ],

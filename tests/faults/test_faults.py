@@ -46,6 +46,7 @@ def test_a_sample_is_always_the_same() -> None:
     assert sample(faults(), 5) == sample(faults(), 5) != sample(faults(), 5, seed=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("test", "says"),
     [("", ""), ("assert False", "tests/test_a.py::test_a"), ("import os; os.abort()", "signal 6")],
@@ -56,6 +57,7 @@ def test_a_tree_says_which_test_failed(tmp_path: Path, test: str, says: str) -> 
     assert ended(begun(tmp_path, ["tests/test_a.py"]), tmp_path).endswith(says)
 
 
+@pytest.mark.thorough
 def test_a_process_that_cannot_begin_says_why_and_leaves_its_parent_alone(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"pytest ended with 4:(?s:.*)nowhere.py"):
         ended(begun(tmp_path, ["nowhere.py"]), tmp_path)
@@ -63,6 +65,7 @@ def test_a_process_that_cannot_begin_says_why_and_leaves_its_parent_alone(tmp_pa
         ended(begun(tmp_path, [0]), tmp_path)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_cut_off_goes_on_behind_its_last_answer(tmp_path: Path) -> None:
     first, second, third = sample(faults(), 3)
     file = tmp_path / "answers.jsonl"

@@ -14,7 +14,7 @@ typedef int64_t number;
 typedef number (*kernel)(number, number, number, number, number, number, number, number, number,
                          number, number, number, number, number);
 #define EACH(F)                                                                                    \
-    F(bitmask_linear) F(bitmask_decode) F(columns_linear) F(dense_linear) F(intarsia_gqsa)         \
+    F(bitmask_linear) F(bitmask_decode) F(dense_linear) F(intarsia_gqsa)         \
     F(intarsia_ternary) F(intarsia_blockint) F(intarsia_product) F(intarsia_chw_run) F(intarsia_chw_scratch)  \
     F(intarsia_chw_codes_scratch) F(intarsia_chw_conv_scratch)
 #define DECLARE(name) extern number name();

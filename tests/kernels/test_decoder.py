@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse, Ternary
+from intarsia.formats import Bitmask, BlockInt, Dense, GroupSparse, Ternary
 from intarsia.kernels import dense, native
 from intarsia.kernels.decoder import (
     AddStep,
@@ -317,7 +317,7 @@ def test_any_format_may_be_a_product() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        *(BlockInt(4), BlockInt(8), Dense(), Columns("bf16"), Ternary()),
+        *(BlockInt(4), BlockInt(8), Dense(), Ternary()),
         *(Bitmask("fp32"), Bitmask("bf16"), Bitmask("int8")),
         *(GroupSparse(), GroupSparse(activations="int8")),
         *(GroupSparse(rows=4), GroupSparse(activations="int8", rows=8)),

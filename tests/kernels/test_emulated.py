@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 from torch.testing import assert_close
 
-from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse, RowBlocks, Ternary
+from intarsia.formats import Bitmask, BlockInt, Dense, GroupSparse, RowBlocks, Ternary
 from intarsia.kernels import native
 from intarsia.kernels.bitmask import naive_bitmask_linear
 from intarsia.kernels.blockint import naive_blockint
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 FORMATS = (
     *(Bitmask(values) for values in ("fp32", "bf16", "int8")),
-    *(Columns(), Columns("bf16"), Dense()),
+    Dense(),
     *(GroupSparse(), GroupSparse(activations="int8"), Ternary(), BlockInt(4), BlockInt(8)),
     *(GroupSparse(activations=kind, rows=8) for kind in ("float", "int8")),
 )

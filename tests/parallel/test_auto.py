@@ -89,6 +89,7 @@ def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         asked(0)
 
 
+@pytest.mark.thorough
 def test_two_processes_fit_by_words_as_one_does(group: Processes, tmp_path: Path) -> None:
     """The commands of docs/how-to/share-out-experts.md run on two gloo processes."""
     from fitting_jobs import by_words  # pyright: ignore[reportMissingImports]

@@ -48,6 +48,7 @@ def test_what_processes_write_is_read_by_each_and_whole(
     four.run(round_trip, strategy, experts, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_with_other_numbers_of_processes(
     four: Processes,
     two: Processes,
@@ -75,6 +76,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         assert scores == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_experts_change_their_owners_with_all_that_is_remembered_of_them(
     four: Processes, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill")
 def test_a_killed_run_on_four_processes_ends_with_the_same_bits(
     tmp_path: Path, forked: Callable[..., Any]

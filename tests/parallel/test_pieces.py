@@ -169,6 +169,7 @@ def test_a_damaged_folder_is_the_same_or_refused(tmp_path: Path) -> None:
     assert refused > 150, refused
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill")
 def test_a_process_killed_while_all_write_loses_nothing(
     tmp_path: Path, forked: Callable[..., Any]

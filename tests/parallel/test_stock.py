@@ -26,6 +26,7 @@ from intarsia.processes.units import put_part
 from ..refusals import refused
 
 
+@pytest.mark.thorough
 def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
     """Mixtral, OLMoE, Qwen2-MoE, gpt-oss; every strategy; processes without rows or tokens."""
     from stock_jobs import all_kinds  # pyright: ignore[reportMissingImports]
@@ -33,6 +34,7 @@ def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
     group.run(all_kinds)
 
 
+@pytest.mark.thorough
 def test_slices_of_stock_experts_are_one_process(group: Processes) -> None:
     """Logits, gradients and bytes agree with more processes than experts, at every Tutel degree."""
     from stock_jobs import in_slices  # pyright: ignore[reportMissingImports]

@@ -44,6 +44,7 @@ def test_every_trial_ends_once_and_a_process_serves_many() -> None:
     assert all(r and r["process"] != os.getpid() for r in results)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "executor", ["processes", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.network])]
 )
@@ -109,6 +110,7 @@ def test_every_end_is_told_with_the_time_that_is_left() -> None:
     assert messages[1].startswith("[2/2] b: FAILED, labels: got 1, want 2. Count.; 0 min gone")
 
 
+@pytest.mark.thorough
 def test_workers_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "runner.py"
     script.write_text(

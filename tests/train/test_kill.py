@@ -12,6 +12,7 @@ import pytest
 linux = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill")
 
 
+@pytest.mark.thorough
 @linux
 def test_killed_and_resumed_runs_end_with_the_same_bits(
     tmp_path: Path, forked: Callable[..., Any]

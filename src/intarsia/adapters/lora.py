@@ -23,12 +23,24 @@ class Lora(Method):
     Not with a rank above the layer's width, which only wastes memory.
     """
 
-    rank: int = setting(16, "The rank r of the change B A.", least=1, fix="Try 8 or 16.")
+    rank: int = setting(
+        16,
+        "The rank r of the change B A.",
+        least=1,
+        fix="Try 8 or 16.",
+        also=("r", "lora_r", "lora_rank"),
+    )
     alpha: float | None = setting(
-        None, "The numerator of the scale alpha / r; None = r, a scale of 1."
+        None,
+        "The numerator of the scale alpha / r; None = r, a scale of 1.",
+        also=("lora_alpha",),
     )
     dropout: float = setting(
-        0.0, "The share of the inputs x that is zeroed in training.", least=0, below=1
+        0.0,
+        "The share of the inputs x that is zeroed in training.",
+        least=0,
+        below=1,
+        also=("lora_dropout",),
     )
     roles: tuple[str, ...] = setting(
         ("qkv",),

@@ -39,6 +39,7 @@ class Mos(Method):
         "type with few layers has shards for.",
         least=1,
         fix="Try rank=8, e=2, l=4.",
+        also=("r",),
     )
     equivalent_rank: int = setting(
         2, "The rank e of a LoRA with as many parameters.", least=1, fix="Try rank=8, e=2, l=4."
@@ -59,7 +60,9 @@ class Mos(Method):
         True, "Draw the shards of A and of B separately; otherwise both use the same rows."
     )
     alpha: float | None = setting(
-        None, "The numerator of the scale alpha / r; None = r, a scale of 1."
+        None,
+        "The numerator of the scale alpha / r; None = r, a scale of 1.",
+        also=("lora_alpha",),
     )
     dropout: float = setting(
         0.0, "The share of the inputs x that is zeroed in training.", least=0, below=1

@@ -208,8 +208,10 @@ def _tune(index: SparseIndex, docs: str) -> None:
     if val.judged:
         weights = tune_lexical(index, val.judged, val.qrels)
         count = min(MOST_QUERIES, len(val.judged))
-        note(f"By {count:,} queries of validation: share of BM25 {weights.share:g}, "
-             f"k1 {weights.k1:g}, b {weights.b:g}.")  # fmt: skip
+        note(
+            f"By {count:,} queries of validation: share of BM25 {weights.share:g}, "
+            f"k1 {weights.k1:g}, b {weights.b:g}."
+        )
 
 
 def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:

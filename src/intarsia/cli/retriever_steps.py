@@ -82,8 +82,10 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
         show_json(record)
         return
     say(f"{out}: {recipe.steps} steps on {len(pairs):,} queries of {len(texts):,} documents.")
-    say(f"Next:  intarsia index {shlex.quote(options['data'])} --model {shlex.quote(str(out))} "
-        "--out idx")  # fmt: skip
+    say(
+        f"Next:  intarsia index {shlex.quote(options['data'])} --model {shlex.quote(str(out))} "
+        "--out idx"
+    )
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:

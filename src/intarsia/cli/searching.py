@@ -112,7 +112,7 @@ def index(
     Example:  intarsia index changed.jsonl --update idx
     Example:  intarsia index idx --delete a1 --delete a2
     Example:  intarsia index idx --form opensearch --out bulk.ndjson
-    """  # fmt: skip
+    """
     use_threads(threads)
     if growing.form is not None:
         _exported(Path(docs), growing.form, out, as_json)
@@ -243,8 +243,10 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
     columns += ("words",) if explain else ()
     rows = []
     for hit in answer["hits"]:
-        words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
-                 f"{t['score']:.2f}" for t in hit["terms"]]  # fmt: skip
+        words = [
+            f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} {t['score']:.2f}"
+            for t in hit["terms"]
+        ]
         text = "".join(part for part, _ in hit["parts"])
         row = (hit["id"], f"{hit['score']:.2f}", text[:200])
         row += (_fields_of(hit["fields"]),) if has_fields else ()

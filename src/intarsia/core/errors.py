@@ -2,10 +2,9 @@
 
 IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)
-│   └── CallError      a call that lacks an argument, or has one too many (TypeError)
 ├── ShapeError         a tensor's or a layer's shape               (ValueError)
 ├── UnknownName        a name that is not known; did you mean ...  (LookupError)
-│   ├── UnknownKeyword a keyword of a function or a constructor    (TypeError)
+│   ├── UnknownKeyword a keyword of a class of settings            (TypeError)
 │   └── UnknownChoice  a setting's word                            (ConfigError)
 ├── DataError          images, labels, splits                      (ValueError)
 ├── TargetError        where cells may be attached                 (ValueError)
@@ -71,10 +70,6 @@ def _rebuild(
 
 class ConfigError(IntarsiaError, ValueError):
     """An argument or a setting that no method can work with."""
-
-
-class CallError(ConfigError, TypeError):
-    """A call that lacks an argument, or has one too many."""
 
 
 class ShapeError(IntarsiaError, ValueError):
@@ -166,7 +161,7 @@ class UnknownName(IntarsiaError, LookupError):
 
 
 class UnknownKeyword(UnknownName, TypeError):
-    """A keyword that a function or a constructor does not have."""
+    """A keyword that a class of settings does not have."""
 
 
 class UnknownChoice(UnknownName, ConfigError):

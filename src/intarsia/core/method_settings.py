@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self, cast
 
+from .schema import AlsoNamed
 
-class MethodSettings:
+
+class MethodSettings(metaclass=AlsoNamed):
     """Settings that `--method` takes: of an adapter, a baseline, a recipe or a change.
 
     A subclass is a frozen dataclass. Every member is something that a run asks of each method, with

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import types
 import typing
+from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from .errors import ConfigError, UnknownChoice
+from .errors import ConfigError, UnknownChoice, UnknownKeyword
 
 Kind = TypeVar("Kind")
 Words = Sequence[str] | Callable[[], Sequence[str]]
@@ -60,6 +62,7 @@ class Setting:
     panel: the heading of the option in `--help`; "" = the heading of the field's class.
     unit: the word that stands for the value in `--help`, such as "minutes"; "" = its type.
     python: it is set in Python only, and is neither an option nor part of experiment.json.
+    also: its names in other libraries, which a constructor takes, too, see `AlsoNamed`.
     """
 
     help: str
@@ -77,6 +80,7 @@ class Setting:
     panel: str = ""
     unit: str = ""
     python: bool = False
+    also: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any, kind: Any) -> None:
         """Refuse a value that its field cannot have.
@@ -181,6 +185,46 @@ def setting(
     if factory is not None:
         return field(default_factory=factory, hash=hash, metadata=metadata)
     return field(default=default, hash=hash, metadata=metadata)
+
+
+class AlsoNamed(ABCMeta):
+    """Class of settings that may be given by their names in other libraries, as `Lora(r=8)`."""
+
+    # type checkers read the constructor that is written
+    if not typing.TYPE_CHECKING:
+
+        def __call__(cls, *args: Any, **given: Any) -> Any:
+            """Build the settings.  Raises: UnknownKeyword."""
+            return super().__call__(*args, **own_names(cls, given))
+
+        @property
+        def __signature__(cls) -> inspect.Signature:
+            """The constructor's own signature."""
+            parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+            return inspect.Signature(parameters)
+
+
+def own_names(kind: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return keywords of a dataclass's constructor by the names that they have here.
+
+    Raises: UnknownKeyword for one that is no setting, ConfigError for one that is given twice.
+    """
+    if not given or not is_dataclass(kind):
+        return given
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return given
+    also = {other: item.name for item, declared in settings_of(kind) for other in declared.also}
+    named: dict[str, Any] = {}
+    for word, value in given.items():
+        name = word if word in parameters else also.get(word, word)
+        if name not in parameters:
+            raise UnknownKeyword(f"setting of {kind.__name__}", word, parameters)
+        if name in named:
+            fix = f"Give {name} alone."
+            raise ConfigError(f"{name} of {kind.__name__}", got="two", want="one", fix=fix)
+        named[name] = value
+    return named
 
 
 def help_of(item: dataclasses.Field[Any]) -> str:

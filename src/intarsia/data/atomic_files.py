@@ -93,8 +93,11 @@ def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]
             if key != name:
                 values[key].append(_parse_value(path, line, key, row[key], kind))
     # a sequence of numbers is no feature that any model here takes
-    fields = {k: ItemField("float" if header[k] == "float" else header[k], tuple(v))
-              for k, v in values.items() if header[k] != "float_seq"}  # fmt: skip
+    fields = {
+        k: ItemField("float" if header[k] == "float" else header[k], tuple(v))
+        for k, v in values.items()
+        if header[k] != "float_seq"
+    }
     return tuple(ids), fields
 
 

@@ -83,6 +83,7 @@ def read_named(
     except (OSError, ValueError, KeyError, TypeError) as error:
         got = f"{type(error).__name__}: {error}"
         fix = f"Unpack BEIR's archive of {beir_set.name} here, and name its folder."
-        raise DataError(f"collection {beir_set.name!r}", got=got, want="its files on the Hub",
-                        fix=fix) from error  # fmt: skip
+        raise DataError(
+            f"collection {beir_set.name!r}", got=got, want="its files on the Hub", fix=fix
+        ) from error
     return docs, queries, qrels

@@ -64,8 +64,9 @@ class Collection:
 def _refuse_unknown(kind: str, name: str, part: str) -> None:
     """Raise DataError for a judgement of an id that the collection does not have."""
     fix = f"Delete the judgement, or add the {kind}."
-    raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {part}",
-                    fix=fix)  # fmt: skip
+    raise DataError(
+        f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {part}", fix=fix
+    )
 
 
 def check_collection(spec: str) -> None:
@@ -152,8 +153,9 @@ def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Pat
     with writing(folder, refuse_loss=True) as scratch:
         (scratch / "qrels").mkdir(parents=True)
         docs = next(iter(parts.values())).docs
-        _write_lines(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}
-                                          for n, t in docs.items()))  # fmt: skip
+        _write_lines(
+            scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t} for n, t in docs.items())
+        )
         queries: dict[str, str] = {}
         for part, collection in parts.items():
             if part not in PARTS:

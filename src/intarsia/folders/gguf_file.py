@@ -364,10 +364,12 @@ def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
     frequencies = torch.from_numpy(theta ** -(np.arange(0, halves, 2) / halves) / divisors).float()
     for context in CONTEXTS:
         settings = plain | {
-            "rope_type": "llama3", "factor": round(float(divisors.max()), 3),
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "factor": round(float(divisors.max()), 3),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": context,
-        }  # fmt: skip
+        }
         config.rope_parameters = settings
         got = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
         if got.shape == frequencies.shape and torch.allclose(

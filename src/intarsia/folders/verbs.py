@@ -84,6 +84,7 @@ def adapt(
     head: Sequence[str] | str | None = "auto",
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    target_modules: Sequence[str] | str | None = None,
 ) -> PeftModel:
     """Freeze a pretrained model and add a method's trainable modules to it, in place.
 
@@ -91,7 +92,7 @@ def adapt(
       `intarsia list`. Target modules that are left open are chosen by the model. Or a config of
       PEFT, as `peft.LoraConfig(r=8)`: PEFT's own adapter, as `get_peft_model` makes it.
     name: the adapter's; call again with another name to add one, inactive, to an adapted model.
-    targets, layers, head, classes: see `Adapt`.
+    targets, layers, head, classes: see `Adapt`.  target_modules: PEFT's name of `targets`.
     seed: fixes, with each layer's path, the first weights and draws, so that two methods at one
       seed start from the same projections.
 
@@ -102,6 +103,11 @@ def adapt(
     Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
     in use, or a method that is no adapter; UnknownName for no method. The model is then as it was.
     """
+    if target_modules is not None:
+        if targets is not None:
+            fix = "Give targets alone."
+            raise ConfigError("targets", got="target_modules, too", want="one of them", fix=fix)
+        targets = target_modules
     if isinstance(method, PeftConfig):
         if classes is not None:
             want, fix = "none: PEFT's files have no place for names", "Leave classes out."

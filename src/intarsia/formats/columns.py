@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +11,11 @@ from torch import Tensor
 from ..core import Format
 from ..core.errors import ShapeError
 from ..core.schema import check, setting
-from ..kernels import columns as kernels
 from .rows import kept_of, matrix
 
 INDEX, OFFSET = 2, 4  # bytes of a column, and of a row's first place
 MOST = 2**16  # columns
 VALUES = {"same": None, "fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_ROWS = 16  # of x; with more, decoding and a dense product take less time
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,11 @@ class Columns(Format):
     below the density of `break_even`, and less than a bitmask below 1/16.
     Stored: values (kept,), columns (kept,) uint16, row_offsets (out + 1,) int32.
     A weight of more than two axes is (out, the rest), a vector one row.
-    Products of up to 16 rows of x on the CPU, not in float64, gather x in compiled code, where NaN
-    and infinity in x come through kept weights alone; others decode. Below a density of 0.15 that
-    is faster than a bitmask.
+    It stores tables, whose rows are read; a product decodes the whole weight.
 
     Raises: ConfigError for unknown values; ShapeError for more than 65,536 columns or 2^31 - 1 kept
     weights, and for a `keep` or stored tensors that do not fit.
-    Source: DSL (arXiv:2402.02855) stores tables by rows. Not for dense weights.
+    Source: DSL (arXiv:2402.02855) stores tables by rows. Not for dense weights, nor for layers.
     """
 
     values: str = setting(
@@ -82,7 +77,7 @@ class Columns(Format):
         dense, columns = matrix(weight), columns.long()
         counts = offsets.long().diff()
         fits = len(counts) == len(dense) and len(values) == len(columns) == int(offsets[-1])
-        # offsets that fall, or columns outside, would read other memory in the kernel
+        # offsets that fall, or columns outside, are of no such weight
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
         if not fits or bool((columns >= dense.shape[1]).any()):
             got = f"{len(counts)} rows of {len(values)} values and {len(columns)} columns"
@@ -91,21 +86,6 @@ class Columns(Format):
         rows = torch.arange(len(dense), device=values.device).repeat_interleave(counts)
         dense[rows, columns] = values  # a view of `weight`
         return weight
-
-    def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T: up to MOST_ROWS rows by compiled code on the CPU, else by decoding W."""
-        values, offsets = stored["values"], stored["row_offsets"]
-        few_rows = x.shape[:-1].numel() <= MOST_ROWS
-        fits = len(shape) == 2 and x.shape[-1] == shape[-1] and len(offsets) == shape[0] + 1
-        # sizes are checked here, because the kernel trusts them
-        if few_rows and fits and kernels.runs(x, values):
-            return kernels.linear(x, values, stored["columns"], offsets)
-        return super().matmul(x, stored, shape)
-
-    def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel."""
-        values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
-        return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 
 
 def break_even(width: int, itemsize: int = 2) -> float:

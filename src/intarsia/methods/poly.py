@@ -43,7 +43,7 @@ class Poly(Method):
         1, "The number Q of parts of x and y, each with a mean of its own.", least=1
     )
     rank: int = setting(
-        8, "The rank r of each skill, and of a task's LoRA.", least=1, fix="Try 8 or 16."
+        8, "The rank r of each skill, and of a task's LoRA.", least=1, fix="Try 8.", also=("r",)
     )
     alpha: float | None = setting(
         None, "The numerator of the scale alpha / r; None = r, a scale of 1; PEFT's Poly has 1."

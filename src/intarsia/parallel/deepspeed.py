@@ -169,8 +169,15 @@ class DeepSpeed(Strategy):
             slower = replace(product, name=f"{name}.back", flops=2 * work)
             # gradients take the legs in reverse
             back = [
-                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *split_steps, *back
-            ]  # fmt: skip
+                *turned[3],
+                *turned[2],
+                slower,
+                *copies,
+                *turned[1],
+                *turned[0],
+                *split_steps,
+                *back,
+            ]
         return chained(forward, back if backward else [], devices)
 
     @property

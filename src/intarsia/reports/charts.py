@@ -375,16 +375,34 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
             hover = [f"{share:.2f} %, {unit.format(spent)}, {name}" for spent, share, name in rows]
             sizes = [7.0] * len(shares)
             drawn.append(
-                Series(points.label, x, shares, points.look, hover, joined=False,
-                       faint=True, sizes=sizes, when=points.when)
-            )  # fmt: skip
+                Series(
+                    points.label,
+                    x,
+                    shares,
+                    points.look,
+                    hover,
+                    joined=False,
+                    faint=True,
+                    sizes=sizes,
+                    when=points.when,
+                )
+            )
         # the mean of the runs, with an error bar of one standard deviation
         deviation, mean = 100 * (points.spread.deviation or 0), 100 * points.spread.mean
         cost = sum(x) / len(x)
         score = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "") + " %"
         drawn.append(
-            Series(points.label, [cost], [mean], points.look, [f"{score}, {unit.format(cost)}"],
-                   joined=False, sizes=[13.0], spread=deviation, when=points.when)
-        )  # fmt: skip
+            Series(
+                points.label,
+                [cost],
+                [mean],
+                points.look,
+                [f"{score}, {unit.format(cost)}"],
+                joined=False,
+                sizes=[13.0],
+                spread=deviation,
+                when=points.when,
+            )
+        )
     title = "Training time, seconds" if seconds else "Trained parameters, with head"
     return Chart(drawn, Axis(title, log=not seconds, zero=seconds), Axis(y, " %"))

@@ -56,9 +56,15 @@ def live(report: Report, kind: str) -> str:
 
 
 def _fill(
-    report: Report, script: str, *, css: str, footer: str, form: str = "", kind: str = "",
+    report: Report,
+    script: str,
+    *,
+    css: str,
+    footer: str,
+    form: str = "",
+    kind: str = "",
     connect: str = "",
-) -> str:  # fmt: skip
+) -> str:
     # torch needs jinja2, so that it is always there
     import jinja2
 
@@ -80,10 +86,17 @@ def _fill(
     template = environment.get_template("page.html.j2")
     # `counter`: the template takes the next number for the id of each table
     text = template.render(
-        report=report, script=script, css=css, footer=footer, form=form, kind=kind,
-        policy=POLICY.format(hash=script_hash(script), connect=connect), marks=looks.MARKS,
-        version=version("intarsia"), counter=iter(range(10**9)),
-    )  # fmt: skip
+        report=report,
+        script=script,
+        css=css,
+        footer=footer,
+        form=form,
+        kind=kind,
+        policy=POLICY.format(hash=script_hash(script), connect=connect),
+        marks=looks.MARKS,
+        version=version("intarsia"),
+        counter=iter(range(10**9)),
+    )
     return text.lstrip()  # the macros leave empty lines
 
 

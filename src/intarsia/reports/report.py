@@ -157,7 +157,7 @@ class Container:
 
 Block = (
     Table | Note | Figure | Facts | Listing | Commands | Gallery | PageControl | Panels | Container
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,3 @@ def test_the_density_of_packed_layers_is_that_of_what_they_store(decode: ModuleT
     for form, density in ((Bitmask("int8"), 0.5), (BlockInt(4), 1.0)):
         layer = PackedLinear(form, form.encode(weight), (8, 16))
         assert decode.density_of(torch.nn.Sequential(layer)) == density
-
-
-def test_a_target_of_time_is_told_with_the_perplexity(decode: ModuleType) -> None:
-    name = "groups int4 .5 rows 8, head int4"
-    lines = decode.verdicts({name: 2.68}, {name: 1690.03}, 6.36)
-    assert lines[0].endswith("target 0.85: met, at a perplexity of 1,690.")

@@ -42,6 +42,7 @@ def test_other_libraries_compute_the_same_product_or_say_why_not() -> None:
             call()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_is_handled_after_two_models_of_openvino() -> None:
     pytest.importorskip("openvino", reason="pip install openvino")
     # the signal would end this process, too

@@ -74,6 +74,7 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path: Path) -> None:
     assert all(r.status == "done" for r in mended)
 
 
+@pytest.mark.thorough
 def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     plan = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1])
     (tmp_path / "runs" / "one").mkdir(parents=True)
@@ -287,6 +288,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
     assert toys.plan(arms=(arm("mosa"),), protocol=protocol("official"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rules", ["honest", "tuned"])
 def test_killed_at_random_it_ends_the_same(
     tmp_path: Path, forked: Callable[..., Any], rules: str

@@ -40,6 +40,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BenchPlan:
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_run_is_what_fit_gives_without_the_runner(plan: BenchPlan, tmp_path: Path) -> None:
     results = run_plan(plan, tmp_path / "out", HERE, lambda _: None)
     for place, result in zip(plan.places(), results, strict=True):

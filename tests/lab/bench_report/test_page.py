@@ -226,6 +226,7 @@ def test_a_browser_draws_it_and_its_controls_work(folder: Path, browse: Browse) 
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
 def test_the_picture_is_not_blank(
     folder: Path, browse: Browse, tmp_path: Path, scheme: int

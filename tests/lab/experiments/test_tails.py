@@ -55,6 +55,7 @@ def test_mos_and_what_it_is_held_against_have_as_many_parameters() -> None:
     assert large == mos.TIMES * published and small == published
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["with_as_many", "with_an_eighth"])
 def test_mos_and_lora_are_paired_by_seed(
     small: None, way: str, monkeypatch: pytest.MonkeyPatch
@@ -67,6 +68,7 @@ def test_mos_and_lora_are_paired_by_seed(
     assert [rate.arm for rate in result.rates] == arms
 
 
+@pytest.mark.thorough
 def test_one_bit_has_as_many_bytes_as_what_it_is_held_against() -> None:
     size, formula = bi.sizes(bi.CODED[bi.ONE])
     assert abs(size / formula - 1) < 0.02

@@ -42,6 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     tails.pictures.cache_clear()
 
 
+@pytest.mark.thorough
 def test_each_router_is_judged_at_its_own_rate(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

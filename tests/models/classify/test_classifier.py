@@ -101,6 +101,7 @@ def test_a_blend_is_the_mean_of_probabilities(model: Path) -> None:
     assert np.allclose(pair.predict_proba(STRANGE), 0.75 * shares[0] + 0.25 * shares[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16"])
 def test_a_folder_keeps_the_answers_in_a_fresh_process(
     tmp_path: Path, model: Path, method: str

@@ -32,6 +32,7 @@ def test_the_script_runs_without_a_complaint(report: Path, browse: Browse) -> No
     assert 'data-drawn="yes"' in browse(report, "--dump-dom")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
 def test_the_picture_is_not_blank(
     report: Path, browse: Browse, tmp_path: Path, scheme: int

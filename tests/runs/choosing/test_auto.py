@@ -113,6 +113,7 @@ def check_page(auto_run: autos.AutoRun) -> None:
     assert page.count(f"<span>{best.name}</span>") >= 2  # with its results, and among the others
 
 
+@pytest.mark.thorough
 def test_a_killed_search_goes_on_to_the_same_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +328,7 @@ def test_the_best_other_method_gets_the_settings_of_the_best(tmp_path: Path) -> 
     assert twins
 
 
+@pytest.mark.thorough
 def test_candidates_in_processes_of_their_own_are_judged_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

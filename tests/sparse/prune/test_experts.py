@@ -212,6 +212,7 @@ def live_bytes() -> dict[int, int]:
     return {t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
+@pytest.mark.thorough
 def test_a_walk_with_a_folder_holds_no_second_copy(tmp_path: Path) -> None:
     peaks: dict[bool, int] = {}
     for on_disk in (False, True):

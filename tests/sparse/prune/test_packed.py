@@ -20,6 +20,7 @@ from ...refusals import refused
 UNTRAINED = Tuning(blocks=0, model=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="forks children to kill")
 def test_killed_anywhere_it_ends_in_the_same_bits(
     tmp_path: Path, forked: Callable[..., Any]

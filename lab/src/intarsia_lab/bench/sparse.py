@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from intarsia.core import Format, nbytes
 from intarsia.core.errors import ConfigError
-from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse
+from intarsia.formats import Bitmask, BlockInt, Dense, GroupSparse
 from intarsia.kernels import native
 from intarsia.kernels.gqsa import BLOCKS
 from intarsia.kernels.native.floor import Floor, measure
@@ -32,7 +32,6 @@ SIDE, COPIES = 4096, 16  # 128 MiB at 4 bits a weight, more than any cache
 TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
 DENSE = (TORCH, PEER, BASELINE)  # of any library, of any bits
 WHOLE = {"dense bf16": Dense(), "dense int8": BlockInt(8), "dense int4": BlockInt(4)}  # ours
-FEW = 0.15  # below it, columns
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,6 @@ def forms_of(density: float) -> dict[str, Format]:
     forms: dict[str, Format] = {
         f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
     }
-    # a stored column index pays only where few weights are left
-    if density <= FEW:
-        forms["columns bf16"] = Columns("bf16")
     for rows in BLOCKS:
         name = "group-sparse int4" + f", {rows} rows" * (rows > 1)
         forms[name] = GroupSparse(activations="int8", rows=rows)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intarsia.catalog import TAGS, cards, describe, shown
+from intarsia.catalog import cards, describe, shown
 from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
@@ -177,9 +177,6 @@ def page(
         default = f"`{value}`" if value else "none"
         lines.append(f"| `{setting['name']}` | `{kind}` | {default} | {meaning} |")
     lines.append("\n</div>")
-    if card["tags"]:
-        lines += ["", "## Tags", ""]
-        lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
     if card["exceptions"]:
         lines += ["", "## Laws of its kind that do not hold", ""]
         lines += [f"- `{law}`: {reason}" for law, reason in card["exceptions"].items()]

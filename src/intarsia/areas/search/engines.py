@@ -188,8 +188,9 @@ def _vectors(index: SparseIndex, queries: EngineQueries) -> Iterator[Any]:
         rows, numbers = bm25.rows().tocoo(), queries.stems
         column = np.array([numbers[name][0] for name in segment.stems.names], np.int64)
         shape = rows.shape[0], len(numbers)
-        yield sp.hstack([learned, sp.csr_matrix((rows.data, (rows.row, column[rows.col])), shape)],
-                        format="csr")  # fmt: skip
+        yield sp.hstack(
+            [learned, sp.csr_matrix((rows.data, (rows.row, column[rows.col])), shape)], format="csr"
+        )
 
 
 def _name(queries: EngineQueries, number: int) -> str:
@@ -252,9 +253,14 @@ def seismic_index(index: SparseIndex, **settings: Any) -> Any:
 
 
 def seismic_search(
-    seismic: Any, queries: QueryWeights, texts: Sequence[str], k: int = 10, *,
-    query_cut: int = 10, heap_factor: float = 0.8,
-) -> list[list[tuple[str, float]]]:  # fmt: skip
+    seismic: Any,
+    queries: QueryWeights,
+    texts: Sequence[str],
+    k: int = 10,
+    *,
+    query_cut: int = 10,
+    heap_factor: float = 0.8,
+) -> list[list[tuple[str, float]]]:
     """Search a Seismic index; return (id, score) pairs of each query, largest first.
 
     seismic: of `seismic_index`; query_cut: number of the heaviest tokens to look up; heap_factor:
@@ -266,11 +272,12 @@ def seismic_search(
         tokens = np.array([queries.word(j) for j, _ in pairs], dtype=word)
         weights = np.array([w for _, w in pairs], np.float32)
         rows = (
-            seismic.search(str(number), tokens, weights, k=k, query_cut=query_cut,
-                         heap_factor=heap_factor)
+            seismic.search(
+                str(number), tokens, weights, k=k, query_cut=query_cut, heap_factor=heap_factor
+            )
             if pairs
             else []
-        )  # fmt: skip
+        )
         hits.append([(str(name), float(score)) for _, score, name in rows])
     return hits
 

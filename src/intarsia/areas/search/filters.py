@@ -12,8 +12,14 @@ import numpy as np
 from ...core.errors import ConfigError, DataError, UnknownName
 from .segment import Segment
 
-SIGNS = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt,
-         ">": operator.gt, "=": operator.eq}  # fmt: skip
+SIGNS = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
 FORM = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*")
 
 

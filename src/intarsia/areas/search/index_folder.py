@@ -61,10 +61,14 @@ def write_index(
     metadata: model, digest and stored; lexical: settings of BM25, None = without.
     """
     rows = [
-        {"docs": s.postings.count, "sha256": s.write(folder, metadata["stored"]), "file": s.file,
-         "deleted": sorted(s.deleted)}
+        {
+            "docs": s.postings.count,
+            "sha256": s.write(folder, metadata["stored"]),
+            "file": s.file,
+            "deleted": sorted(s.deleted),
+        }
         for s in segments
-    ]  # fmt: skip
+    ]
     # meta.json is written after all files that it lists
     queries.save(folder)
     written = {"kind": KIND, "version": VERSION} | dict(metadata) | {"segments": rows}

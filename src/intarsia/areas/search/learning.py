@@ -82,8 +82,9 @@ def draw_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, l
     long = [number for number, text in enumerate(texts) if len(text.split()) >= 8]
     if not long:
         fix = "Give it longer documents, or queries with judgements (a folder in BEIR's layout)."
-        raise DataError("documents to draw queries from", got="none of 8 words", want="some",
-                        fix=fix)  # fmt: skip
+        raise DataError(
+            "documents to draw queries from", got="none of 8 words", want="some", fix=fix
+        )
     pairs: list[tuple[str, list[int]]] = []
     for _ in range(count):
         number = draws.choice(long)
@@ -156,9 +157,11 @@ def _rows(
     near = dict(zip(distinct, numbers.tolist(), strict=True))
     # (queries, 1 + negatives): the answer first
     candidates = np.array(
-        [_draw_candidates(near[query], answers, len(texts), recipe.negatives, draws)
-         for query, answers in selected]
-    )  # fmt: skip
+        [
+            _draw_candidates(near[query], answers, len(texts), recipe.negatives, draws)
+            for query, answers in selected
+        ]
+    )
     columns: dict[str, list[Any]] = {"query": queries}
     for j in range(candidates.shape[1]):
         columns[f"document_{j}"] = [texts[n] for n in candidates[:, j]]
@@ -184,9 +187,13 @@ def _draw_candidates(
 
 
 def _trainer(
-    library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
-    recipe: LearnedRetrieval, seed: int, out: Path,
-) -> Any:  # fmt: skip
+    library: Any,
+    model: InferenceFree,
+    columns: Mapping[str, list[Any]],
+    recipe: LearnedRetrieval,
+    seed: int,
+    out: Path,
+) -> Any:
     try:
         from datasets import Dataset
     except ImportError as error:

@@ -193,15 +193,21 @@ class Bm25Lists:
         """
         times = Counter(words)
         looked_up = [(self._look_up(word), number) for word, number in times.items()]
-        weighted = [(stem, number * stem.idf) for stem, number in looked_up
-                    if 0 < stem.frequency <= max_df * self.count]  # fmt: skip
+        weighted = [
+            (stem, number * stem.idf)
+            for stem, number in looked_up
+            if 0 < stem.frequency <= max_df * self.count
+        ]
         least = prune * max((weight for _, weight in weighted), default=0.0)
         # a segment that lacks a stem has no number for it, and skips it
         return [
-            [(n, weight) for stem, weight in weighted
-             if weight >= least and (n := stem.numbers[i]) is not None]
+            [
+                (n, weight)
+                for stem, weight in weighted
+                if weight >= least and (n := stem.numbers[i]) is not None
+            ]
             for i in range(len(self.parts))
-        ]  # fmt: skip
+        ]
 
     def _look_up(self, word: str) -> QueryStem:
         """Look up a stem's number in each segment and its idf, and cache them."""

@@ -82,8 +82,9 @@ class Scorer:
             return self._best_of_all(self.scores(query, k, two_phase)[0], k, masks)
         of_tokens = [(0, token, weight) for token, weight in query.tokens] if self.learned else []
         of_stems = [[(1, stem, weight) for stem, weight in stems_] for stems_ in query.stems]
-        both: list[Any] = [[*of_tokens, *(of_stems[i] if of_stems else [])]
-                           for i in range(len(self.segments))]  # fmt: skip
+        both: list[Any] = [
+            [*of_tokens, *(of_stems[i] if of_stems else [])] for i in range(len(self.segments))
+        ]
         masks_alive = self._alive(masks)
         if self.lexical is None or self.bm25 is None:
             return self._search(both, k, masks_alive)

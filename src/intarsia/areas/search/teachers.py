@@ -67,9 +67,11 @@ class DenseTeacher:
         library = sentence_transformers()
         try:
             self.model = library.SentenceTransformer(
-                folder, device="cpu", trust_remote_code=False,
+                folder,
+                device="cpu",
+                trust_remote_code=False,
                 local_files_only=Path(folder).is_dir(),
-            )  # fmt: skip
+            )
         except Exception as error:  # OSError, ValueError, KeyError, SafetensorError ...
             want = f"bm25, {', '.join(SENTENCE_ENCODERS)}, or a folder of a sentence encoder"
             fix = "Check the name of the teacher."

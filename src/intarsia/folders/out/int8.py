@@ -77,9 +77,13 @@ def export_onnx_int8(
     with tempfile.TemporaryDirectory() as folder, writing(target) as scratch:
         plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
         export_onnx(
-            model, plain, images=images[:BATCH], several_labels=several_labels,
-            report=lambda _: None, **options,
-        )  # fmt: skip
+            model,
+            plain,
+            images=images[:BATCH],
+            several_labels=several_labels,
+            report=lambda _: None,
+            **options,
+        )
         # shapes and folded constants, without which the quantiser finds fewer operators
         prepare = importlib.import_module("onnxruntime.quantization.shape_inference")
         prepare.quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)

@@ -80,17 +80,26 @@ def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttentio
     shell = copy.deepcopy(module).to("meta")
     if not counts.causal and type(module) is Attention:
         union: UnionAttention = SelectiveAttention(
-            router, attention.qkv, attention.proj, counts.count,
+            router,
+            attention.qkv,
+            attention.proj,
+            counts.count,
             norms=(attention.q_norm, attention.k_norm),
-            drop=attention.attn_drop.p, behind=attention.proj_drop, shell=shell,
-        )  # fmt: skip
+            drop=attention.attn_drop.p,
+            behind=attention.proj_drop,
+            shell=shell,
+        )
     else:
         union = SelectiveQueries(
-            router, tuple(getattr(attention, n) for n in LINEARS), counts.count,  # pyright: ignore
+            router,
+            tuple(getattr(attention, n) for n in LINEARS),
+            counts.count,  # pyright: ignore
             norms=(getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)),
-            scale=float(attention.scaling), drop=float(attention.attention_dropout),
-            layer=int(attention.layer_idx), shell=shell,
-        )  # fmt: skip
+            scale=float(attention.scaling),
+            drop=float(attention.attention_dropout),
+            layer=int(attention.layer_idx),
+            shell=shell,
+        )
     union.train(module.training)
     _check_output(path, module, union)
     return union

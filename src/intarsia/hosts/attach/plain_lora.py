@@ -21,8 +21,13 @@ from .lora_form import OURS, PLACES, is_plain_lora, left_out, write_config
 
 # settings of PEFT's LoRA that this library has, too, or that do not concern the weights
 KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
-    "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
-}  # fmt: skip
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "init_lora_weights",
+    "peft_version",
+}
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights
 
 

@@ -62,8 +62,12 @@ def attentions(model: nn.Module) -> Attentions:
         if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
     }
     if not modules_by_path:
-        raise TargetError("model", got=f"{type(host).__name__} without attentions", want=want,
-                          fix="Take one of Llama's family, such as smollm2.")  # fmt: skip
+        raise TargetError(
+            "model",
+            got=f"{type(host).__name__} without attentions",
+            want=want,
+            fix="Take one of Llama's family, such as smollm2.",
+        )
     _check_layers(config, modules_by_path)
     modules = sorted(modules_by_path.values(), key=lambda m: int(m.layer_idx))  # pyright: ignore
     return Attentions(body, tuple(modules), heads)

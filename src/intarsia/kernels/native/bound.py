@@ -14,7 +14,7 @@ from .loading import function
 from .pages import use_large_pages
 
 HALVES = (torch.bfloat16, torch.float16)
-PRODUCTS = ("dense", "bitmask", "columns", "gqsa", "ternary", "blockint")  # of products.c
+PRODUCTS = ("dense", "bitmask", "gqsa", "ternary", "blockint")  # of products.c
 MANY = 2**31  # rows of x: there is no number from which decoding would take less time
 TYPES = (c_void_p, c_void_p, c_void_p, c_int64, c_int)
 

@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-#define INTARSIA_ABI 7 /* of loading.py: changes with any signature */
+#define INTARSIA_ABI 8 /* of loading.py: changes with any signature */
 #define INTARSIA_API __attribute__((visibility("default")))
 #define ALWAYS static inline __attribute__((always_inline))
 #define OUT_OF_MEMORY INT64_MAX

@@ -14,7 +14,7 @@ from ...core.checks import one_of
 from ...core.errors import ConfigError
 from .building import KINDS, BuildFailed, build
 
-ABI = 7  # of common.h
+ABI = 8  # of common.h
 LOG = logging.getLogger(__name__)
 INSTRUCTIONS = ("portable C", "AVX2", "AVX-512 with VNNI")
 _forced: list[str] = []  # inside `using`

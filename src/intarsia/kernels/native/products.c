@@ -1,7 +1,7 @@
 /* One signature for the products of all formats: a weight is a few numbers (bound.py makes them). */
 #include "products.h"
 
-enum product { DENSE, BITMASK, COLUMNS, GQSA, TERNARY, BLOCKINT };
+enum product { DENSE, BITMASK, GQSA, TERNARY, BLOCKINT };
 enum { BEHIND = 32, GROUP = 16 }; /* of ternary.c and gqsa.h */
 
 /* Rows of x with zeros behind; NULL without memory. */
@@ -43,8 +43,6 @@ INTARSIA_API int64_t intarsia_product(const int64_t *w, const float *x, float *y
     case DENSE: return dense_linear(kind, x, y, AT(4), rows, cols, batch, threads);
     case BITMASK:
         return bitmask_linear(kind, x, y, AT(5), AT(6), AT(7), AT(8), w[4], rows, cols, batch, threads);
-    case COLUMNS:
-        return columns_linear(kind, x, y, AT(5), AT(6), AT(7), w[4], rows, cols, batch, threads);
     case GQSA: return gqsa(w, x, y, batch, threads);
     case TERNARY: return ternary(w, x, y, batch, threads);
     case BLOCKINT: return intarsia_blockint(x, y, batch, AT(4), AT(5), rows, cols, kind, threads);

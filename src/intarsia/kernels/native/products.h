@@ -16,9 +16,6 @@ INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const ui
                                     const void *values, const int64_t *offsets,
                                     const float *scales, int64_t kept, int64_t rows, int64_t cols,
                                     int64_t batch, int threads);
-INTARSIA_API int64_t columns_linear(int kind, const float *x, float *y, const void *values,
-                                    const uint16_t *columns, const int32_t *offsets, int64_t kept,
-                                    int64_t rows, int64_t cols, int64_t batch, int threads);
 INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int64_t across,
                                    const int32_t *ptr, const uint16_t *col, const uint8_t *code,
                                    const uint16_t *scale, const uint8_t *zero, int64_t rows,

@@ -49,9 +49,13 @@ class CompiledWordNumbers(WordNumbers):
         letters = b"".join(raw)
         numbers, of_text = np.empty(len(letters) // 2 + 1, np.int32), np.zeros_like(ends)
         count_or_fault = self._add(
-            self._handle, letters, ends.ctypes.data, len(raw), numbers.ctypes.data,
+            self._handle,
+            letters,
+            ends.ctypes.data,
+            len(raw),
+            numbers.ctypes.data,
             of_text.ctypes.data,
-        )  # fmt: skip
+        )
         if count_or_fault < 0:
             raise MemoryError("no memory for a dictionary")
         return numbers[:count_or_fault], of_text

@@ -143,10 +143,11 @@ def pictures_report(
         )
         for path, parts in patches.items():
             small = tuple(
-                Thumbnail(next(addresses), f"Expert {e} of {path}; bright is what it takes",
-                          pixels=True)
+                Thumbnail(
+                    next(addresses), f"Expert {e} of {path}; bright is what it takes", pixels=True
+                )
                 for e in range(len(parts[i]))
-            )  # fmt: skip
+            )
             blocks.append(Gallery(small, f"Experts of {path}"))
     return Report(heading, (sentence,), (Section("Pictures", tuple(blocks)),), (), eyebrow)
 
